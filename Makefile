@@ -1,0 +1,79 @@
+# One target per stage; `make` alone prints this list.
+
+PYTHON ?= python3.11
+PRESET ?= demo
+DATASET ?= fashion_mnist
+ADDRESS ?= localhost:8500
+PORT ?= 8500
+
+BIN := .venv/bin
+PIPELINE := $(BIN)/python -m pipeline
+READY := .venv/.ready
+MIRROR_FLAG := $(if $(MIRROR),--mirror "$(MIRROR)")
+RUN_FLAG := $(if $(RUN),--run "$(RUN)")
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo data train evaluate export serve classify benchmark test lint format proto clean
+
+help: ## print this list
+	@echo 'GoogLeNet Serving: labelled images in, a served classifier out'; echo
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@echo; echo 'Variables: DATASET=tfds_name|folder  PRESET=demo|paper  MIRROR=file:///…'
+	@echo '           RUN=runs/…  IMAGE=file  ADDRESS=host:port  PORT=8500'
+
+setup: $(READY) ## make the virtual environment .venv (other targets do it by themselves)
+
+$(READY): constraints.txt pyproject.toml clients/pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null || \
+	  { echo 'make: Python 3.11 is needed: install it, or name it with PYTHON=/path/to/python3.11' >&2; exit 2; }
+	@echo 'Setting up .venv: about a minute and 2.5 GB'
+	@rm -rf .venv && $(PYTHON) -m venv .venv || \
+	  { echo 'make: cannot make a virtual environment: install python3.11-venv' >&2; exit 2; }
+	@PIP_CONSTRAINT=constraints.txt $(BIN)/pip install --disable-pip-version-check \
+	  $(if $(MAKE_TERMOUT),,--quiet) -e clients -e '.[dev]'
+	@touch $@
+
+demo: $(READY) ## everything once: data, train, evaluate, export, publish, serve, classify
+	@$(PIPELINE) demo --preset $(PRESET) --dataset "$(DATASET)" $(MIRROR_FLAG)
+
+data: $(READY) ## fetch and prepare DATASET, or check a folder of images
+	@$(PIPELINE) data --dataset "$(DATASET)" $(MIRROR_FLAG)
+
+train: $(READY) ## train on DATASET with PRESET; leaves a folder in runs/
+	@$(PIPELINE) train --preset $(PRESET) --dataset "$(DATASET)" $(MIRROR_FLAG)
+
+evaluate: $(READY) ## measure the newest run (or RUN) on its test split
+	@$(PIPELINE) evaluate $(RUN_FLAG) $(MIRROR_FLAG)
+
+export: $(READY) ## evaluate and export the newest run (or RUN), publish it as the next version
+	@$(PIPELINE) evaluate $(RUN_FLAG) $(MIRROR_FLAG)
+	@$(PIPELINE) export $(RUN_FLAG)
+	@$(PIPELINE) publish $(RUN_FLAG)
+
+serve: $(READY) ## serve the published model on PORT until Ctrl-C
+	@test -d models/googlenet || { echo 'make: no model is published in models/: run `make train export`' >&2; exit 2; }
+	@exec $(BIN)/python -m serving --port=$(PORT) --model_name=googlenet --model_base_path=models/googlenet \
+	  --enable_batching --batching_parameters_file=serving/config/batching.config
+
+classify: $(READY) ## classify IMAGE on the server at ADDRESS
+	@test -n "$(IMAGE)" || { echo 'make: name an image: make classify IMAGE=path/to/image.jpg' >&2; exit 2; }
+	@$(BIN)/tfs classify --address "$(ADDRESS)" "$(IMAGE)"
+
+benchmark: $(READY) ## measure the published model on a server of its own
+	@$(PIPELINE) benchmark --dataset "$(DATASET)"
+
+test: lint ## linters, type checks and all tests but the slow ones
+	@$(BIN)/python -m pytest
+
+lint: $(READY)
+	@$(BIN)/ruff check --quiet && $(BIN)/ruff format --check --quiet
+	@$(BIN)/mypy --no-error-summary && cd clients && ../$(BIN)/mypy --no-error-summary
+
+format: $(READY) ## format the code
+	@$(BIN)/ruff check --quiet --fix && $(BIN)/ruff format --quiet
+
+proto: $(READY) ## generate the client's messages from its .proto file
+	@cd clients && ../$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. tfs_client/tfs.proto
+
+clean: ## remove everything made here but data, runs and models
+	@rm -rf .venv build .mypy_cache .pytest_cache .ruff_cache

@@ -1,0 +1,1 @@
+"""The load generator: pacing -> sending -> recording -> reporting."""

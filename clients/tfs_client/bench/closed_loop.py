@@ -1,0 +1,105 @@
+"""A closed loop: N callers, each of which sends its next image when its last is answered.
+
+tfs bench --concurrency 1,8,32 --seconds 10 samples/*.png
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tfs_client._client import Client
+from tfs_client._errors import InvalidImageError, TFSError
+
+WARM_UP_SHARE = 0.2  # of the measured time, before it
+
+
+@dataclass
+class Result:
+    """What the callers saw.
+
+    Attributes:
+        callers: requests under way at a time.
+        seconds: how long was measured.
+        latencies: of each call that was right and ended within that time, in seconds.
+        wrong: calls whose answer was not the expected class.
+        errors: calls that failed, by what they said.
+    """
+
+    callers: int
+    seconds: float
+    latencies: list[float] = field(default_factory=list)
+    wrong: int = 0
+    errors: list[str] = field(default_factory=list)
+
+
+def read_images(paths: Sequence[str]) -> list[bytes]:
+    """Encoded images from files.
+
+    Raises:
+        InvalidImageError: a file cannot be read.
+    """
+    images = []
+    for path in paths:
+        try:
+            images.append(Path(path).read_bytes())
+        except OSError as error:
+            raise InvalidImageError(path, f"cannot be read: {error.strerror}") from error
+    return images
+
+
+def measure(
+    client: Client,
+    images: Sequence[bytes],
+    expected: Sequence[str],
+    callers: int,
+    seconds: float,
+) -> Result:
+    """Send single images for a while and record what comes back.
+
+    Args:
+        client: of the server.
+        images: encoded, sent in turn.
+        expected: the class that each must be answered with.
+        callers: requests under way at a time.
+        seconds: to measure for, after a warm-up.
+    """
+    result = Result(callers, seconds)
+    begin = time.monotonic() + WARM_UP_SHARE * seconds
+    end = begin + seconds
+    turn = itertools.count()
+    lock = threading.Lock()
+
+    def call_in_turn() -> None:
+        for started, image, label in _until(end, turn, images, expected):
+            try:
+                answer = client.classify(image)
+            except TFSError as error:
+                with lock:
+                    result.errors.append(str(error))
+                continue
+            ended = time.monotonic()
+            with lock:
+                if answer.label != label:
+                    result.wrong += 1
+                elif started >= begin and ended <= end:
+                    result.latencies.append(ended - started)
+
+    threads = [threading.Thread(target=call_in_turn) for _ in range(callers)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return result
+
+
+def _until(
+    end: float, turn: Iterator[int], images: Sequence[bytes], expected: Sequence[str]
+) -> Iterator[tuple[float, bytes, str]]:
+    while (now := time.monotonic()) < end:
+        position = next(turn) % len(images)
+        yield now, images[position], expected[position]

@@ -1,0 +1,23 @@
+"""Measurements -> a table."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tfs_client.bench.closed_loop import Result
+
+HEADER = f"{'callers':>7} {'images/s':>9} {'p50 ms':>8} {'p90 ms':>8} {'p99 ms':>8} {'wrong':>6} {'failed':>6}"
+MIN_SAMPLES_P99 = 500  # fewer would rest the figure on less than five calls
+
+
+def row(result: Result) -> str:
+    """One line of the table; a percentile is withheld where too few calls were measured."""
+    latencies = np.array(result.latencies) * 1000
+    count = len(latencies)
+    p50, p90 = (f"{np.percentile(latencies, q):.1f}" if count >= 50 else "-" for q in (50, 90))
+    p99 = f"{np.percentile(latencies, 99):.1f}" if count >= MIN_SAMPLES_P99 else "-"
+    line = (
+        f"{result.callers:7} {count / result.seconds:9.1f} {p50:>8} {p90:>8} {p99:>8} "
+        f"{result.wrong:6} {len(result.errors):6}"
+    )
+    return f"{line}  {result.errors[0]}" if result.errors else line

@@ -1,0 +1,1 @@
+"""Labelled images -> trained, exported and published GoogLeNet. See `python -m pipeline --help`."""

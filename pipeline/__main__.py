@@ -1,0 +1,146 @@
+"""The pipeline's command line: one sub-command per stage; parses and calls, nothing else."""
+
+import argparse
+import os
+import sys
+from argparse import Namespace
+from pathlib import Path
+from typing import Any, NoReturn
+
+# TensorFlow reads it when it is imported; it would greet every stage with a page of device notes.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+from pipeline import config
+from pipeline.errors import PipelineError
+
+# Stages are imported when they run: TensorFlow takes seconds, which --help and a mistake need not.
+
+
+def data(options: Namespace) -> None:
+    """Prepare or check the data set, and leave some test images as files"""
+    from pipeline import dataset, samples
+
+    loaded = dataset.load(options.dataset, options.data_dir, options.mirror)
+    print(
+        f"{loaded.name}: {loaded.train_size:,} training and {loaded.test_size:,} test images of "
+        f"{len(loaded.class_names)} classes: {', '.join(loaded.class_names)}"
+    )
+    print(f"sample images: {samples.write(loaded, options.data_dir)}")
+
+
+def train(options: Namespace) -> None:
+    """Train a network; leaves a run folder"""
+    recipe = _recipe(options)
+    from pipeline import dataset, train
+
+    loaded = dataset.load(recipe.dataset, options.data_dir, options.mirror)
+    train.train(recipe, loaded, options.runs)
+
+
+def evaluate(options: Namespace) -> None:
+    """Measure a run's network on the test split"""
+    from pipeline import dataset, evaluate
+
+    chosen = _run(options)
+    loaded = dataset.load(chosen.config.dataset, options.data_dir, options.mirror)
+    evaluate.evaluate(chosen, loaded)
+
+
+def export(options: Namespace) -> None:
+    """Write a run's SavedModel"""
+    chosen = _run(options)
+    from pipeline import export
+
+    export.export(chosen)
+
+
+def publish(options: Namespace) -> None:
+    """Put a run's SavedModel into the model repository as the next version"""
+    chosen = _run(options)
+    from pipeline import publish
+
+    publish.publish(chosen.export, options.repository)
+
+
+def benchmark(options: Namespace) -> int:
+    """Measure the published model on the embedded server"""
+    from pipeline import benchmark, samples
+
+    return benchmark.benchmark(
+        samples.folder(options.dataset, options.data_dir), options.repository
+    )
+
+
+def demo(options: Namespace) -> None:
+    """All of it once, with a comparison of served and offline answers"""
+    recipe = _recipe(options)
+    from pipeline import demo
+
+    demo.demo(recipe, options.data_dir, options.mirror, options.runs, options.repository)
+
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "--dataset": {"default": "fashion_mnist", "help": "TFDS name, or folder/<class>/*.jpg"},
+    "--data-dir": {"type": Path, "default": Path("data"), "help": "where data sets are kept"},
+    "--mirror": {"help": "base address of a TFDS data set's files, https://… or file:///…"},
+    "--preset": {"default": "demo", "help": f"training recipe: {', '.join(sorted(config.PRESETS))}"},
+    "--epochs": {"type": int, "help": "in place of the preset's"},
+    "--batch-size": {"type": int, "help": "in place of the preset's"},
+    "--precision": {"help": f"one of {', '.join(config.PRECISIONS)}"},
+    "--strategy": {"help": f"tf.distribute strategy: {', '.join(config.STRATEGIES)}"},
+    "--seed": {"type": int, "help": "of weights, order and augmentation"},
+    "--run": {"type": Path, "help": "a run's folder; the newest if left out"},
+    "--runs": {"type": Path, "default": Path("runs"), "help": "where run folders are"},
+    "--repository": {"type": Path, "default": Path("models"), "help": "model repository"},
+}
+_DATA = ("--dataset", "--data-dir", "--mirror")
+_RECIPE = ("--preset", "--epochs", "--batch-size", "--precision", "--strategy", "--seed")
+STAGES = {
+    data: _DATA,
+    train: (*_DATA, *_RECIPE, "--runs"),
+    evaluate: ("--run", "--runs", "--data-dir", "--mirror"),
+    export: ("--run", "--runs"),
+    publish: ("--run", "--runs", "--repository"),
+    benchmark: ("--dataset", "--data-dir", "--repository"),
+    demo: (*_DATA, *_RECIPE, "--runs", "--repository"),
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one stage; returns the exit code: 0, or 2 for what the user can mend."""
+    parser = _Parser(prog="python -m pipeline", description="Labelled images to a published model.")
+    commands = parser.add_subparsers(required=True, metavar="STAGE")
+    for run, names in STAGES.items():
+        stage = commands.add_parser(run.__name__, help=run.__doc__, description=run.__doc__)
+        stage.set_defaults(stage=run)
+        for name in names:
+            stage.add_argument(name, **OPTIONS[name])
+    options = parser.parse_args(arguments)
+    try:
+        return options.stage(options) or 0
+    except PipelineError as error:
+        print(f"pipeline: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("pipeline: interrupted", file=sys.stderr)
+        return 130
+
+
+def _recipe(options: Namespace) -> config.Config:
+    fields = ("dataset", *(name.removeprefix("--").replace("-", "_") for name in _RECIPE[1:]))
+    return config.from_preset(options.preset, **{name: getattr(options, name) for name in fields})
+
+
+def _run(options: Namespace):
+    from pipeline import run
+
+    return run.load(options.run) if options.run else run.latest(options.runs)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,252 @@
+"""Labelled images: a TFDS data set or a folder of images -> batched tf.data.
+
+    python -m pipeline data --dataset fashion_mnist [--mirror file:///folder/of/its/files/]
+    python -m pipeline data --dataset path/to/folder      with folder/<class name>/*.jpg
+
+prepares or checks the data and prints what it holds. Fashion-MNIST takes about 15 seconds the first
+time; a folder costs one decoding of each image, a few hundred photos a second per core.
+"""
+
+import concurrent.futures
+import hashlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import tensorflow as tf
+from tqdm import tqdm
+
+from pipeline import mirror as mirrors
+from pipeline import preprocessing
+from pipeline.config import Config
+from pipeline.errors import PipelineError
+
+DEFAULT_DATA_DIR = Path("data")
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".gif", ".bmp"}
+TEST_SHARE = 0.1  # of a folder's images; TFDS data sets bring their own test split
+CACHE_BYTES = 2 << 30  # a training split that fits is decoded and resized once
+SHUFFLE_BYTES = 1 << 30
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Labelled images in two splits.
+
+    Attributes:
+        name: as the user gave it.
+        class_names: by label.
+        train, test: unbatched elements (uint8 image [H,W,C], int64 label []), in a fixed order.
+        train_size, test_size: number of elements.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    train: tf.data.Dataset
+    test: tf.data.Dataset
+    train_size: int
+    test_size: int
+
+
+def load(
+    name: str, data_dir: Path = DEFAULT_DATA_DIR, mirror: str | None = None
+) -> Dataset:
+    """Prepare and open a data set.
+
+    Args:
+        name: a folder with a sub-folder per class, or else a TFDS name.
+        data_dir: where TFDS keeps prepared data sets.
+        mirror: base address (`https://…/` or `file:///…/`) to take a TFDS data set's files from.
+
+    Raises:
+        PipelineError: unknown data set; files not to be had; for a folder: one class only, a class
+            without images, an image that cannot be read.
+    """
+    if Path(name).is_dir():
+        return _from_folder(Path(name))
+    if "/" in name and not _is_tfds_name(name):
+        raise PipelineError(f"dataset folder {name} does not exist")
+    return _from_tfds(name, data_dir, mirror)
+
+
+def training_batches(data: Dataset, recipe: Config) -> tf.data.Dataset:
+    """Endless shuffled, augmented batches: (uint8 pixels [B,S,S,3], int64 labels [B])."""
+    size = recipe.image_size
+    image_bytes = size * size * 3
+    images = data.train.map(_resized(size), num_parallel_calls=tf.data.AUTOTUNE)
+    if data.train_size * image_bytes <= CACHE_BYTES:
+        images = images.cache()
+    images = images.shuffle(min(data.train_size, SHUFFLE_BYTES // image_bytes), seed=recipe.seed)
+    batches = images.repeat().batch(recipe.batch_size, drop_remainder=True)
+    batches = batches.map(
+        lambda pixels, labels: (_augment(pixels, recipe.seed), labels),
+        num_parallel_calls=tf.data.AUTOTUNE,
+    )
+    return batches.prefetch(tf.data.AUTOTUNE)
+
+
+def test_batches(data: Dataset, image_size: int, batch_size: int = 128) -> tf.data.Dataset:
+    """The test split in its order: (uint8 pixels [B,S,S,3], int64 labels [B])."""
+    images = data.test.map(_resized(image_size), num_parallel_calls=tf.data.AUTOTUNE)
+    return images.batch(batch_size).prefetch(tf.data.AUTOTUNE)
+
+
+def _resized(size: int):
+    return lambda image, label: (preprocessing.to_pixels(image, size), label)
+
+
+def _augment(pixels: tf.Tensor, seed: int) -> tf.Tensor:
+    """Mirror each picture by chance, and shift the batch by up to an eighth."""
+    pixels = tf.image.random_flip_left_right(pixels, seed=seed)
+    margin = pixels.shape[1] // 8
+    around = [[0, 0], [margin, margin], [margin, margin], [0, 0]]
+    return tf.image.random_crop(tf.pad(pixels, around, "REFLECT"), tf.shape(pixels), seed=seed)
+
+
+# --- TFDS
+
+
+def _is_tfds_name(name: str) -> bool:
+    """`name`, `name/config`, `name:version`; paths start with a dot, a slash or a tilde."""
+    return re.fullmatch(r"\w+(/[\w.-]+)?(:[\w.*]+)?", name) is not None
+
+
+def _from_tfds(name: str, data_dir: Path, mirror: str | None) -> Dataset:
+    import tensorflow_datasets as tfds  # two seconds that a folder of images need not pay
+
+    # Data sets' statistics in Google's bucket are not needed, and not reachable everywhere.
+    tfds.core.utils.gcs_utils._is_gcs_disabled = True
+    try:
+        builder = tfds.builder(name, data_dir=data_dir)
+    except (tfds.core.registered.DatasetNotFoundError, ValueError) as error:
+        raise PipelineError(
+            f"unknown dataset {name!r}: give a TFDS name (fashion_mnist, cifar10, …) "
+            "or an existing folder with a sub-folder of images per class"
+        ) from error
+    _check_kind(builder.info, name)
+    if not builder.is_prepared():
+        _prepare(builder, name, data_dir, mirror)
+    splits = builder.info.splits
+    test = "test" if "test" in splits else "validation"
+    if test not in splits or "train" not in splits:
+        raise PipelineError(f"dataset {name} lacks a train or a test split: it has {list(splits)}")
+    return Dataset(
+        name=name,
+        class_names=tuple(builder.info.features["label"].names),
+        train=builder.as_dataset("train", as_supervised=True),
+        test=builder.as_dataset(test, as_supervised=True),
+        train_size=splits["train"].num_examples,
+        test_size=splits[test].num_examples,
+    )
+
+
+def _check_kind(info, name: str) -> None:
+    if info.supervised_keys != ("image", "label"):
+        raise PipelineError(
+            f"dataset {name} is not for image classification: "
+            f"it offers {info.supervised_keys}, not ('image', 'label')"
+        )
+
+
+def _prepare(builder, name: str, data_dir: Path, mirror: str | None) -> None:
+    upstream = getattr(builder, "URL", None)
+    if upstream is None and mirror:
+        raise PipelineError(f"TFDS cannot read dataset {name} from a mirror: leave out --mirror")
+    if upstream is not None:
+        address = mirror or mirrors.find(builder.name, upstream, data_dir / "packages")
+        builder.URL = address.rstrip("/") + "/"
+    try:
+        builder.download_and_prepare()
+    except Exception as error:  # TFDS raises whatever its download, file and parse code raises
+        source = f" from {builder.URL}" if upstream is not None else ""
+        raise PipelineError(
+            f"dataset {name} could not be prepared{source}: {_first_line(error)}"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".strip().splitlines()[0]
+
+
+# --- folders
+
+
+def _from_folder(folder: Path) -> Dataset:
+    classes = _list_classes(folder)
+    _check_images([path for paths in classes.values() for path in paths])
+    train: list[tuple[str, int]] = []
+    test: list[tuple[str, int]] = []
+    for label, paths in enumerate(classes.values()):
+        held_out = _held_out(paths)
+        for path in paths:
+            (test if path in held_out else train).append((str(path), label))
+    return Dataset(
+        name=str(folder),
+        class_names=tuple(classes),
+        train=_read(train),
+        test=_read(test),
+        train_size=len(train),
+        test_size=len(test),
+    )
+
+
+def _list_classes(folder: Path) -> dict[str, list[Path]]:
+    """Class name -> its images, both sorted."""
+    subfolders = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    if len(subfolders) < 2:
+        found = f"only class {subfolders[0].name!r}" if subfolders else "no sub-folders"
+        raise PipelineError(
+            f"dataset folder {folder} has {found}: make a sub-folder of images for each of at "
+            "least two classes"
+        )
+    classes = {}
+    for subfolder in subfolders:
+        images = sorted(
+            path
+            for path in subfolder.iterdir()
+            if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+        )
+        if len(images) < 2:
+            raise PipelineError(
+                f"class {subfolder.name!r} in {folder} has {len(images) or 'no'} "
+                f"image{'s' if not images else ''} ({' '.join(sorted(IMAGE_SUFFIXES))}): "
+                "put at least two there, one to train and one to test with, or remove the folder"
+            )
+        classes[subfolder.name] = images
+    return classes
+
+
+def _check_images(paths: list[Path]) -> None:
+    """Decode every image once, so that a bad one is named before training and not hours into it."""
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        checks = pool.map(_decoding_error, paths)
+        for path, error in tqdm(
+            zip(paths, checks, strict=True), "checking", len(paths), unit=" images", disable=None
+        ):
+            if error:
+                pool.shutdown(cancel_futures=True)
+                raise PipelineError(f"image {path} cannot be read ({error}): mend or remove it")
+
+
+def _decoding_error(path: Path) -> str | None:
+    try:
+        preprocessing.decode(tf.io.read_file(str(path)))
+    except tf.errors.OpError as error:
+        return error.message.splitlines()[0]
+    return None
+
+
+def _held_out(paths: list[Path]) -> set[Path]:
+    """A tenth of a class, at least one image; chosen by name, so that it stays when others come."""
+    by_hash = sorted(paths, key=lambda path: hashlib.sha256(path.name.encode()).digest())
+    return set(by_hash[: max(1, round(TEST_SHARE * len(paths)))])
+
+
+def _read(files: list[tuple[str, int]]) -> tf.data.Dataset:
+    # Files are read class by class otherwise, which a shuffle buffer smaller than the set shows.
+    files = sorted(files, key=lambda file: hashlib.sha256(file[0].encode()).digest())
+    paths, labels = zip(*files, strict=True)
+    listed = tf.data.Dataset.from_tensor_slices((list(paths), tf.constant(labels, tf.int64)))
+    return listed.map(
+        lambda path, label: (preprocessing.decode(tf.io.read_file(path)), label),
+        num_parallel_calls=tf.data.AUTOTUNE,
+    )

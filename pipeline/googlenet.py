@@ -1,0 +1,216 @@
+"""GoogLeNet (Inception v1): the network, from a table with one row per Inception block.
+
+Source: Szegedy et al., *Going deeper with convolutions* (2014), table 1 for the blocks and section 5
+for the auxiliary heads. Three variants are built from the same table; see `VARIANTS`.
+
+    python -m pipeline summary --preset demo
+
+prints the layers and the number of parameters (a second or two).
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import tensorflow as tf
+import tf_keras as keras
+from tf_keras import layers
+
+
+class Inception(NamedTuple):
+    """One Inception block: the width of each convolution, named as in table 1 of the paper."""
+
+    name: str
+    conv1: int
+    reduce3: int
+    conv3: int
+    reduce5: int
+    conv5: int
+    pool_proj: int
+
+
+# Comments give the block's output at a 224×224 input; None is a stride-2 max-pooling.
+BLOCKS: tuple[Inception | None, ...] = (
+    Inception("3a", 64, 96, 128, 16, 32, 32),  # 28×28×256
+    Inception("3b", 128, 128, 192, 32, 96, 64),  # 28×28×480
+    None,
+    Inception("4a", 192, 96, 208, 16, 48, 64),  # 14×14×512
+    Inception("4b", 160, 112, 224, 24, 64, 64),  # 14×14×512
+    Inception("4c", 128, 128, 256, 24, 64, 64),  # 14×14×512
+    Inception("4d", 112, 144, 288, 32, 64, 64),  # 14×14×528
+    Inception("4e", 256, 160, 320, 32, 128, 128),  # 14×14×832
+    None,
+    Inception("5a", 256, 160, 320, 32, 128, 128),  # 7×7×832
+    Inception("5b", 384, 192, 384, 48, 128, 128),  # 7×7×1024
+)
+
+# Auxiliary head -> the block it reads.
+AUXILIARY_HEADS = {"aux1": "4a", "aux2": "4d"}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What differs between the published forms of the network."""
+
+    batch_norm: bool = True
+    conv5_kernel: int = 5
+    last_pool: int = 3
+    dropout: float = 0.4
+
+
+VARIANTS = {
+    # The paper's: biases and local response normalisation.
+    "paper": Variant(batch_norm=False),
+    # The paper's layers with batch normalisation in place of biases and LRN.
+    "batch_norm": Variant(),
+    # torchvision's: 3×3 in the 5×5 branch (an accident it kept), 2×2 fourth pool, less dropout.
+    "torchvision": Variant(conv5_kernel=3, last_pool=2, dropout=0.2),
+}
+
+
+@dataclass(frozen=True)
+class Stem:
+    """How fast the stem shrinks the picture before the first Inception block."""
+
+    kernel: int
+    stride: int
+    pool: bool
+
+
+STEMS = {
+    "imagenet": Stem(kernel=7, stride=2, pool=True),  # 1/8 at block 3a: the paper's
+    "small": Stem(kernel=3, stride=1, pool=True),  # 1/4 at block 3a: pictures of 28 to 64 pixels
+}
+
+# Caffe's and the paper's normalisation: 5 channels, alpha 1e-4 divided by the window, beta 0.75.
+LRN = {"depth_radius": 2, "bias": 1.0, "alpha": 1e-4 / 5, "beta": 0.75}
+BATCH_NORM = {"momentum": 0.9, "epsilon": 1e-3}
+
+
+class LocalResponseNormalization(layers.Layer):
+    """Local response normalisation across channels, float [N,H,W,C] to the same shape."""
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        # The kernel knows no bfloat16.
+        normalized = tf.nn.local_response_normalization(tf.cast(inputs, tf.float32), **LRN)
+        return tf.cast(normalized, inputs.dtype)
+
+
+class _Builder:
+    """Layers of one variant under one dtype policy, named so that weights can be found by name."""
+
+    def __init__(self, variant: Variant, dtype: str) -> None:
+        self.variant = variant
+        self.dtype = dtype
+
+    def conv(self, x, filters: int, kernel: int, name: str, stride: int = 1):
+        """Convolution, batch normalisation where the variant has it, ReLU."""
+        batch_norm = self.variant.batch_norm
+        x = layers.Conv2D(
+            filters, kernel, stride, "same", use_bias=not batch_norm, name=name, dtype=self.dtype
+        )(x)
+        if batch_norm:
+            x = layers.BatchNormalization(**BATCH_NORM, name=f"{name}_bn", dtype=self.dtype)(x)
+        return layers.ReLU(name=f"{name}_relu", dtype=self.dtype)(x)
+
+    def max_pool(self, x, size: int = 3, stride: int = 2, name: str | None = None):
+        return layers.MaxPooling2D(size, stride, "same", name=name, dtype=self.dtype)(x)
+
+    def lrn(self, x, name: str):
+        if self.variant.batch_norm:
+            return x
+        return LocalResponseNormalization(name=name, dtype=self.dtype)(x)
+
+    def stem(self, x, stem: Stem):
+        x = self.conv(x, 64, stem.kernel, "conv1", stem.stride)  # 112×112×64
+        if stem.pool:
+            x = self.max_pool(x, name="pool1")  # 56×56×64
+        x = self.lrn(x, "lrn1")
+        x = self.conv(x, 64, 1, "conv2_reduce")
+        x = self.conv(x, 192, 3, "conv2")
+        x = self.lrn(x, "lrn2")
+        return self.max_pool(x, name="pool2")  # 28×28×192
+
+    def inception(self, x, block: Inception):
+        name = f"inception_{block.name}"
+        branches = [
+            self.conv(x, block.conv1, 1, f"{name}_conv1"),
+            self.conv(
+                self.conv(x, block.reduce3, 1, f"{name}_reduce3"),
+                block.conv3, 3, f"{name}_conv3",
+            ),
+            self.conv(
+                self.conv(x, block.reduce5, 1, f"{name}_reduce5"),
+                block.conv5, self.variant.conv5_kernel, f"{name}_conv5",
+            ),
+            self.conv(
+                self.max_pool(x, 3, 1, f"{name}_pool"), block.pool_proj, 1, f"{name}_pool_proj"
+            ),
+        ]  # fmt: skip
+        return layers.Concatenate(name=name, dtype=self.dtype)(branches)
+
+    def auxiliary_head(self, x, classes: int, name: str):
+        """Section 5 of the paper: pool to 4×4, 1×1 convolution, 1024 units, dropout 0.7, logits.
+
+        5×5 windows with stride 3 make 4×4 of the paper's 14×14; other sizes get the windows that
+        do the same, and below 4×4 nothing is pooled.
+        """
+        side = x.shape[1]
+        if side > 4:
+            stride = side // 4
+            x = layers.AveragePooling2D(
+                side - 3 * stride, stride, name=f"{name}_pool", dtype=self.dtype
+            )(x)
+        x = self.conv(x, 128, 1, f"{name}_conv")
+        x = layers.Flatten(name=f"{name}_flatten", dtype=self.dtype)(x)
+        x = layers.Dense(1024, "relu", name=f"{name}_fc", dtype=self.dtype)(x)
+        x = layers.Dropout(0.7, name=f"{name}_dropout", dtype=self.dtype)(x)
+        return layers.Dense(classes, name=name, dtype="float32")(x)
+
+
+def build(
+    classes: int,
+    image_size: int = 224,
+    variant: str = "batch_norm",
+    stem: str = "imagenet",
+    auxiliary_heads: bool = False,
+    dtype: str = "float32",
+) -> keras.Model:
+    """GoogLeNet as a tf-keras model.
+
+    Args:
+        classes: number of classes.
+        image_size: side of the square input in pixels, at least 16.
+        variant: a key of `VARIANTS`.
+        stem: a key of `STEMS`.
+        auxiliary_heads: add the two heads that help training; inference has no use for them.
+        dtype: tf-keras dtype policy of the hidden layers, `float32` or `mixed_bfloat16`;
+            weights and logits are float32 in both.
+
+    Returns:
+        A model from uint8 pixels [N,S,S,3] to a dict of float32 tensors: `logits` [N,C],
+        `embedding` [N,1024] (the average over the last block), and with auxiliary heads `aux1`
+        and `aux2` [N,C].
+    """
+    form = VARIANTS[variant]
+    net = _Builder(form, dtype)
+    pixels = keras.Input((image_size, image_size, 3), dtype=tf.uint8, name="pixels")
+    # [-1, 1], in float32: bfloat16 has too few bits for 256 levels.
+    x = layers.Rescaling(1 / 127.5, offset=-1, name="rescale", dtype="float32")(pixels)
+    x = net.stem(x, STEMS[stem])
+    pools = iter((("pool3", 3), ("pool4", form.last_pool)))
+    heads = {block: name for name, block in AUXILIARY_HEADS.items()}
+    outputs = {}
+    for block in BLOCKS:
+        if block is None:
+            name, size = next(pools)
+            x = net.max_pool(x, size, name=name)
+            continue
+        x = net.inception(x, block)
+        if auxiliary_heads and block.name in heads:
+            head = heads[block.name]
+            outputs[head] = net.auxiliary_head(x, classes, head)
+    x = layers.GlobalAveragePooling2D(name="average", dtype="float32")(x)
+    outputs["embedding"] = x
+    x = layers.Dropout(form.dropout, name="dropout", dtype="float32")(x)
+    outputs["logits"] = layers.Dense(classes, name="logits", dtype="float32")(x)
+    return keras.Model(pixels, outputs, name="googlenet")

@@ -1,0 +1,102 @@
+"""The embedded server as a process of its own, for as long as something here needs it."""
+
+import contextlib
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+from tfs_client import Client, TFSError
+
+from pipeline.errors import PipelineError
+from pipeline.export import MODEL_NAME
+
+BATCHING_CONFIG = Path(__file__).parents[1] / "serving/config/batching.config"
+START_SECONDS = 120.0
+STOP_SECONDS = 40.0
+
+
+@contextlib.contextmanager
+def serving(repository: Path) -> Iterator[Client]:
+    """Serve a model repository on a free port, as `make serve` does on port 8500.
+
+    Yields a client once the model is available.
+
+    Raises:
+        PipelineError: nothing is published there, or the server does not start.
+    """
+    base_path = repository / MODEL_NAME
+    if not base_path.is_dir():
+        raise PipelineError(f"no model is published in {repository}/: run `make train export`")
+    port = free_port()
+    command = [
+        sys.executable, "-m", "serving", f"--port={port}", f"--model_name={MODEL_NAME}",
+        f"--model_base_path={base_path}",
+        "--enable_batching", f"--batching_parameters_file={BATCHING_CONFIG}",
+    ]  # fmt: skip
+    with (
+        tempfile.TemporaryFile("w+") as output,
+        subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True) as process,
+        _stopping(process),
+        Client(f"localhost:{port}", MODEL_NAME) as client,
+    ):
+        _wait(process, client, output)
+        yield client
+
+
+def free_port() -> int:
+    """A TCP port that nothing uses just now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextlib.contextmanager
+def _stopping(process: subprocess.Popen) -> Iterator[None]:
+    """End the process however the block is left, on SIGTERM and SIGHUP to ourselves too."""
+    with _signals_as_exit():
+        try:
+            yield
+        finally:
+            process.terminate()
+            try:
+                process.wait(STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+@contextlib.contextmanager
+def _signals_as_exit() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {
+        number: signal.signal(number, lambda n, _: sys.exit(128 + n))
+        for number in (signal.SIGTERM, signal.SIGHUP)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _wait(process: subprocess.Popen, client: Client, output: IO[str]) -> None:
+    """Wait until the model is available, and no longer than the process lives."""
+    deadline = time.monotonic() + START_SECONDS
+    while True:
+        try:
+            client.wait_until_ready(timeout=1.0)
+            return
+        except TFSError as error:
+            if process.poll() is None and time.monotonic() < deadline:
+                continue
+            output.seek(0)
+            lines = output.read().strip().splitlines() or ["it printed nothing"]
+            raise PipelineError(f"the server did not start: {lines[-1]}") from error

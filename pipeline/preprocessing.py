@@ -1,0 +1,70 @@
+"""Pictures -> the network's input. One path for training, evaluation and the exported graph.
+
+The network reads uint8 pixels [N,S,S,3] and scales them itself, so that what is compared between
+stages, and what is cached and sent, is whole numbers: equal or not, never nearly.
+"""
+
+import tensorflow as tf
+
+
+def to_pixels(images: tf.Tensor, size: int) -> tf.Tensor:
+    """Bring pictures to the network's size; the whole picture, its aspect ratio not kept.
+
+    Squeezing rather than cropping loses nothing at the edges; Inception networks are trained with
+    varying aspect ratios (paper, section 6) and bear it.
+
+    Args:
+        images: uint8 [H,W,C] or [N,H,W,C], any H and W; C is 1 (grey) or 3 (RGB).
+        size: S, the side wanted.
+
+    Returns:
+        uint8 [S,S,3] or [N,S,S,3]: bilinear, antialiased when shrinking, rounded.
+    """
+    if images.shape[-1] == 1:
+        images = tf.image.grayscale_to_rgb(images)
+    resized = tf.image.resize(images, (size, size), antialias=True)
+    return tf.cast(tf.round(resized), tf.uint8)
+
+
+def decode(image_bytes: tf.Tensor) -> tf.Tensor:
+    """Decode one JPEG, PNG, GIF (first frame) or BMP: string [] to uint8 [H,W,3].
+
+    Raises:
+        tf.errors.InvalidArgumentError: when run on bytes that are none of these.
+    """
+    image = tf.io.decode_image(image_bytes, channels=3, expand_animations=False)
+    image.set_shape((None, None, 3))
+    return image
+
+
+def decode_batch(image_bytes: tf.Tensor, size: int) -> tuple[tf.Tensor, tf.Tensor]:
+    """Decode and resize a batch in which any image may be broken.
+
+    A graph has no try and except, and a decode error would fail the whole batch, into which a
+    server merges the requests of different users. `tf.data` inside the graph can drop the
+    elements that fail; the rest are put back in their rows by index.
+
+    Args:
+        image_bytes: string [N], encoded images.
+        size: S, the side wanted.
+
+    Returns:
+        uint8 [N,S,S,3] with zeros where decoding failed, and bool [N], true where it succeeded.
+    """
+    count = tf.size(image_bytes, out_type=tf.int64)
+    decoded = (
+        tf.data.Dataset.from_tensor_slices((tf.range(count), image_bytes))
+        .map(
+            lambda row, encoded: (row, to_pixels(decode(encoded), size)),
+            num_parallel_calls=tf.data.AUTOTUNE,
+        )
+        .ignore_errors()
+    )
+    # A last row that is always there, since a batch of nothing has no element to get.
+    blank = tf.data.Dataset.from_tensors((count, tf.zeros((size, size, 3), tf.uint8)))
+    rows, pixels = decoded.concatenate(blank).batch(count + 1).get_single_element()
+    rows = rows[:, tf.newaxis]
+    shape = tf.stack([count + 1, size, size, 3])
+    images = tf.scatter_nd(rows, pixels, shape)[:-1]
+    valid = tf.scatter_nd(rows, tf.ones_like(rows[:, 0]), tf.stack([count + 1]))[:-1] > 0
+    return tf.ensure_shape(images, (None, size, size, 3)), valid

@@ -1,0 +1,1 @@
+"""The embedded server: published models -> answers, with TensorFlow Serving's API and flags."""

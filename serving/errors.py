@@ -1,0 +1,74 @@
+"""What the server answers when it cannot: one error with a canonical code, one table to each transport.
+
+The codes are TensorFlow's and gRPC's, which are the same (`absl::StatusCode`); a TensorFlow error
+raised inside a model keeps its own.
+"""
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import NamedTuple
+
+import grpc
+import tensorflow as tf
+
+
+class _Status(NamedTuple):
+    """A canonical code's number, and what it is in gRPC."""
+
+    number: int
+    grpc: grpc.StatusCode
+
+
+class Code(Enum):
+    """Canonical codes."""
+
+    CANCELLED = _Status(1, grpc.StatusCode.CANCELLED)
+    UNKNOWN = _Status(2, grpc.StatusCode.UNKNOWN)
+    INVALID_ARGUMENT = _Status(3, grpc.StatusCode.INVALID_ARGUMENT)
+    DEADLINE_EXCEEDED = _Status(4, grpc.StatusCode.DEADLINE_EXCEEDED)
+    NOT_FOUND = _Status(5, grpc.StatusCode.NOT_FOUND)
+    ALREADY_EXISTS = _Status(6, grpc.StatusCode.ALREADY_EXISTS)
+    PERMISSION_DENIED = _Status(7, grpc.StatusCode.PERMISSION_DENIED)
+    RESOURCE_EXHAUSTED = _Status(8, grpc.StatusCode.RESOURCE_EXHAUSTED)
+    FAILED_PRECONDITION = _Status(9, grpc.StatusCode.FAILED_PRECONDITION)
+    ABORTED = _Status(10, grpc.StatusCode.ABORTED)
+    OUT_OF_RANGE = _Status(11, grpc.StatusCode.OUT_OF_RANGE)
+    UNIMPLEMENTED = _Status(12, grpc.StatusCode.UNIMPLEMENTED)
+    INTERNAL = _Status(13, grpc.StatusCode.INTERNAL)
+    UNAVAILABLE = _Status(14, grpc.StatusCode.UNAVAILABLE)
+    DATA_LOSS = _Status(15, grpc.StatusCode.DATA_LOSS)
+
+
+_BY_NUMBER = {code.value.number: code for code in Code}
+
+
+@dataclass
+class ServingError(Exception):
+    """A request that cannot be answered, and why."""
+
+    code: Code
+    message: str
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class ConfigError(Exception):
+    """A flag or a configuration file that the server cannot start with; the message says what to do."""
+
+
+def invalid_argument(message: str) -> ServingError:
+    return ServingError(Code.INVALID_ARGUMENT, message)
+
+
+def not_found(message: str) -> ServingError:
+    return ServingError(Code.NOT_FOUND, message)
+
+
+def translate(error: Exception) -> ServingError:
+    """Any error as a `ServingError`: TensorFlow's keep their code, others are INTERNAL."""
+    if isinstance(error, ServingError):
+        return error
+    if isinstance(error, tf.errors.OpError):
+        return ServingError(_BY_NUMBER.get(error.error_code, Code.UNKNOWN), error.message)
+    return ServingError(Code.INTERNAL, f"{type(error).__name__}: {error}")

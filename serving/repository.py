@@ -1,0 +1,250 @@
+"""Version directories -> which versions are loaded, available, ending.
+
+A thread looks at each model's base path every few seconds, loads the versions that its policy wants,
+and ends the others once their last request is answered. A version that cannot be loaded is tried
+again, and never takes the place of one that serves.
+"""
+
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+
+from serving.engine import Servable
+from serving.errors import ConfigError, ServingError, invalid_argument, not_found, translate
+from serving.models_config import ModelConfig
+
+log = logging.getLogger(__name__)
+
+Load = Callable[[str, int, Path], Servable]
+
+
+class State(Enum):
+    """A version's state, by TensorFlow Serving's names (get_model_status.proto)."""
+
+    LOADING = "LOADING"
+    AVAILABLE = "AVAILABLE"
+    UNLOADING = "UNLOADING"
+    END = "END"
+
+
+@dataclass
+class Version:
+    """What is known of one version."""
+
+    number: int
+    state: State = State.LOADING
+    error: ServingError | None = None
+    servable: Servable | None = None
+    requests: int = 0
+    failures: int = 0
+    next_try: float = 0.0
+
+
+@dataclass(frozen=True)
+class Polling:
+    """How the repository is watched.
+
+    Attributes:
+        seconds: between two looks; 0 looks once, at the start.
+        load_retries: further tries to load a version that failed.
+        retry_seconds: between two tries.
+    """
+
+    seconds: float = 1.0
+    load_retries: int = 5
+    retry_seconds: float = 60.0
+
+
+@dataclass
+class _Model:
+    config: ModelConfig
+    versions: dict[int, Version] = field(default_factory=dict)
+
+    def available(self) -> list[Version]:
+        return [v for v in self.versions.values() if v.state is State.AVAILABLE]
+
+
+class Repository:
+    """The versions of all models of one server."""
+
+    def __init__(
+        self, models: list[ModelConfig], load: Load, polling: Polling, stop: threading.Event
+    ) -> None:
+        """A repository that has not looked yet.
+
+        Args:
+            models: to serve.
+            load: (name, version, directory) to a servable that is ready for requests.
+            polling: how often to look.
+            stop: once set, nothing is waited for or watched any more; what is loaded stays so.
+        """
+        self._models = {model.name: _Model(model) for model in models}
+        self._load = load
+        self._polling = polling
+        self._lock = threading.Lock()
+        self._stop = stop
+
+    def start(self) -> None:
+        """Load what is there and wait until every model serves; then watch for changes.
+
+        A model without versions is waited for, as TensorFlow Serving does.
+
+        Raises:
+            ConfigError: a model has versions, and none of them can be loaded.
+        """
+        while not self._stop.is_set():
+            self.poll()
+            waiting = [model for model in self._models.values() if not model.available()]
+            if not waiting:
+                break
+            for model in waiting:
+                self._fail_if_hopeless(model)
+            self._stop.wait(self._polling.seconds or 1.0)
+        if self._polling.seconds:
+            threading.Thread(target=self._watch, name="repository", daemon=True).start()
+
+    @contextlib.contextmanager
+    def servable(
+        self, name: str, version: int | None = None, label: str | None = None
+    ) -> Iterator[Servable]:
+        """A version of a model for the length of a request; it is not unloaded meanwhile.
+
+        Args:
+            name: the model's.
+            version: its number; None for the highest available.
+            label: a version label in place of a number.
+
+        Raises:
+            ServingError: NOT_FOUND for the model or version, INVALID_ARGUMENT for the label.
+        """
+        with self._lock:
+            held = self._find(name, version, label)
+            held.requests += 1
+        try:
+            assert held.servable is not None
+            yield held.servable
+        finally:
+            with self._lock:
+                held.requests -= 1
+                self._end_if_idle(name, held)
+
+    def status(self, name: str, version: int | None = None) -> list[Version]:
+        """The versions of a model that were ever looked at, highest first.
+
+        Raises:
+            ServingError: NOT_FOUND for the model or version.
+        """
+        with self._lock:
+            model = self._models.get(name)
+            if model is None or not model.versions:
+                raise not_found(f"Could not find any versions of model {name}")
+            if version is None:
+                return [model.versions[n] for n in sorted(model.versions, reverse=True)]
+            if version not in model.versions:
+                raise not_found(f"Could not find version {version} of model {name}")
+            return [model.versions[version]]
+
+    def poll(self) -> None:
+        """Look at every base path once, and load and unload as the policies say."""
+        for model in self._models.values():
+            found = _versions_in(model.config.base_path)
+            if found is None:
+                log.warning("base path %s does not exist", model.config.base_path)
+                continue
+            if not found and not model.versions:
+                log.warning("no versions of %s in %s", model.config.name, model.config.base_path)
+            wanted = model.config.wanted(found)
+            for number in wanted:
+                self._load_if_due(model, number)
+            # The old version serves until a new one can.
+            if not wanted or any(version.number in wanted for version in model.available()):
+                self._unload_all_but(model, wanted)
+
+    def _watch(self) -> None:
+        while not self._stop.wait(self._polling.seconds):
+            try:
+                self.poll()
+            except OSError as error:
+                log.error("cannot look for versions: %s", error)
+
+    def _find(self, name: str, version: int | None, label: str | None) -> Version:
+        model = self._models.get(name)
+        if label is not None:
+            if model is None or label not in model.config.labels:
+                raise invalid_argument(f"Unrecognized servable version label: {label}")
+            version = model.config.labels[label]
+        available = {v.number: v for v in model.available()} if model else {}
+        number = max(available, default=None) if version is None else version
+        if number not in available:
+            wanted = f"Latest({name})" if version is None else f"Specific({name}, {version})"
+            raise not_found(f"Servable not found for request: {wanted}")
+        return available[number]
+
+    def _load_if_due(self, model: _Model, number: int) -> None:
+        version = model.versions.get(number)
+        if version is not None:
+            tries_left = version.failures <= self._polling.load_retries
+            retry = version.error and tries_left and time.monotonic() >= version.next_try
+            if version.state is not State.END or (version.error and not retry):
+                return
+        else:
+            version = Version(number)
+            with self._lock:
+                model.versions[number] = version
+        self._load_version(model.config, version)
+
+    def _load_version(self, config: ModelConfig, version: Version) -> None:
+        with self._lock:
+            version.state = State.LOADING
+        log.info("loading %s version %d", config.name, version.number)
+        started = time.monotonic()
+        try:
+            servable = self._load(
+                config.name, version.number, config.base_path / str(version.number)
+            )
+        except Exception as error:  # a broken model raises whatever its ops do; the server lives on
+            with self._lock:
+                version.state, version.error = State.END, translate(error)
+                version.failures += 1
+                version.next_try = time.monotonic() + self._polling.retry_seconds
+            log.error("cannot load %s version %d: %s", config.name, version.number, error)
+            return
+        with self._lock:
+            version.servable, version.error, version.failures = servable, None, 0
+            version.state = State.AVAILABLE
+        seconds = time.monotonic() - started
+        log.info("available: %s version %d, after %.1f s", config.name, version.number, seconds)
+
+    def _unload_all_but(self, model: _Model, wanted: list[int]) -> None:
+        with self._lock:
+            for version in model.available():
+                if version.number not in wanted:
+                    version.state = State.UNLOADING
+                    self._end_if_idle(model.config.name, version)
+
+    def _end_if_idle(self, name: str, version: Version) -> None:
+        if version.state is State.UNLOADING and not version.requests:
+            version.servable, version.state = None, State.END
+            log.info("unloaded %s version %d", name, version.number)
+
+    def _fail_if_hopeless(self, model: _Model) -> None:
+        failed = [version for version in model.versions.values() if version.error]
+        if failed and all(v.failures > self._polling.load_retries for v in failed):
+            raise ConfigError(
+                f"model {model.config.name} version {failed[-1].number} cannot be loaded: "
+                f"{failed[-1].error}"
+            )
+
+
+def _versions_in(base_path: Path) -> list[int] | None:
+    """The version directories, ascending; None when there is no such base path."""
+    try:
+        names = [path.name for path in base_path.iterdir() if path.is_dir()]
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return sorted(int(name) for name in names if name.isascii() and name.isdigit())
