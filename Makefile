@@ -27,7 +27,7 @@ $(READY): constraints.txt pyproject.toml clients/pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null || \
 	  { echo 'make: Python 3.11 is needed: install it, or name it with PYTHON=/path/to/python3.11' >&2; exit 2; }
 	@echo 'Setting up .venv: about a minute and 2.5 GB'
-	@rm -rf .venv && $(PYTHON) -m venv .venv || \
+	@test -x $(BIN)/pip || $(PYTHON) -m venv .venv || \
 	  { echo 'make: cannot make a virtual environment: install python3.11-venv' >&2; exit 2; }
 	@PIP_CONSTRAINT=constraints.txt $(BIN)/pip install --disable-pip-version-check \
 	  $(if $(MAKE_TERMOUT),,--quiet) -e clients -e '.[dev]'

@@ -83,7 +83,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "--dataset": {"default": "fashion_mnist", "help": "TFDS name, or folder/<class>/*.jpg"},
     "--data-dir": {"type": Path, "default": Path("data"), "help": "where data sets are kept"},
     "--mirror": {"help": "base address of a TFDS data set's files, https://… or file:///…"},
-    "--preset": {"default": "demo", "help": f"training recipe: {', '.join(sorted(config.PRESETS))}"},
+    "--preset": {"default": "demo", "help": f"recipe: {', '.join(sorted(config.PRESETS))}"},
     "--epochs": {"type": int, "help": "in place of the preset's"},
     "--batch-size": {"type": int, "help": "in place of the preset's"},
     "--precision": {"help": f"one of {', '.join(config.PRECISIONS)}"},

@@ -26,6 +26,7 @@ class Config:
         batch_size: images per step, over all replicas together.
         learning_rate: highest rate; it rises over the first tenth and falls on a cosine to 0.
         weight_decay: fraction of each kernel taken off per step, × the learning rate.
+        shift: how far pictures are shifted by chance, as a share of their side, 0 to 0.5.
         precision: `bf16` computes in bfloat16 and keeps float32 weights; `auto` picks it where
             the processor has it.
         strategy: the tf.distribute strategy, see `train.STRATEGIES`.
@@ -42,6 +43,7 @@ class Config:
     batch_size: int = 128
     learning_rate: float = 0.1
     weight_decay: float = 5e-4
+    shift: float = 0.125
     precision: str = "auto"
     strategy: str = "one"
     seed: int = 1
@@ -61,6 +63,7 @@ class Config:
             ("batch_size", 1, 65_536),
             ("learning_rate", 1e-8, 100.0),
             ("weight_decay", 0.0, 1.0),
+            ("shift", 0.0, 0.5),
             ("seed", 0, 2**31 - 1),
         ):
             value = getattr(self, what)
@@ -76,6 +79,7 @@ PRESETS: dict[str, dict[str, object]] = {
         "auxiliary_heads": False,
         "epochs": 1,
         "weight_decay": 1e-4,
+        "shift": 0.0,  # pays only over several epochs
     },
     # The network and input of the paper, with biases and local response normalisation.
     "paper": {"variant": "paper", "batch_size": 32, "learning_rate": 0.01, "weight_decay": 2e-4},

@@ -10,6 +10,7 @@ time; a folder costs one decoding of each image, a few hundred photos a second p
 import concurrent.futures
 import hashlib
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,9 +48,7 @@ class Dataset:
     test_size: int
 
 
-def load(
-    name: str, data_dir: Path = DEFAULT_DATA_DIR, mirror: str | None = None
-) -> Dataset:
+def load(name: str, data_dir: Path = DEFAULT_DATA_DIR, mirror: str | None = None) -> Dataset:
     """Prepare and open a data set.
 
     Args:
@@ -78,10 +77,13 @@ def training_batches(data: Dataset, recipe: Config) -> tf.data.Dataset:
     images = images.shuffle(min(data.train_size, SHUFFLE_BYTES // image_bytes), seed=recipe.seed)
     batches = images.repeat().batch(recipe.batch_size, drop_remainder=True)
     batches = batches.map(
-        lambda pixels, labels: (_augment(pixels, recipe.seed), labels),
+        lambda pixels, labels: (_augment(pixels, recipe), labels),
         num_parallel_calls=tf.data.AUTOTUNE,
     )
-    return batches.prefetch(tf.data.AUTOTUNE)
+    options = tf.data.Options()
+    # Workers share one shuffled stream; whole files would be too few to share out.
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
+    return batches.prefetch(tf.data.AUTOTUNE).with_options(options)
 
 
 def test_batches(data: Dataset, image_size: int, batch_size: int = 128) -> tf.data.Dataset:
@@ -94,12 +96,15 @@ def _resized(size: int):
     return lambda image, label: (preprocessing.to_pixels(image, size), label)
 
 
-def _augment(pixels: tf.Tensor, seed: int) -> tf.Tensor:
-    """Mirror each picture by chance, and shift the batch by up to an eighth."""
-    pixels = tf.image.random_flip_left_right(pixels, seed=seed)
-    margin = pixels.shape[1] // 8
+def _augment(pixels: tf.Tensor, recipe: Config) -> tf.Tensor:
+    """Mirror each picture by chance, and shift the batch."""
+    pixels = tf.image.random_flip_left_right(pixels, seed=recipe.seed)
+    margin = int(recipe.shift * recipe.image_size)
+    if not margin:
+        return pixels
     around = [[0, 0], [margin, margin], [margin, margin], [0, 0]]
-    return tf.image.random_crop(tf.pad(pixels, around, "REFLECT"), tf.shape(pixels), seed=seed)
+    padded = tf.pad(pixels, around, "REFLECT")
+    return tf.image.random_crop(padded, tf.shape(pixels), seed=recipe.seed)
 
 
 # --- TFDS
@@ -113,6 +118,8 @@ def _is_tfds_name(name: str) -> bool:
 def _from_tfds(name: str, data_dir: Path, mirror: str | None) -> Dataset:
     import tensorflow_datasets as tfds  # two seconds that a folder of images need not pay
 
+    if not sys.stderr.isatty():
+        tfds.disable_progress_bar()
     # Data sets' statistics in Google's bucket are not needed, and not reachable everywhere.
     tfds.core.utils.gcs_utils._is_gcs_disabled = True
     try:

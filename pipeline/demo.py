@@ -2,8 +2,8 @@
 
     make demo
 
-takes about five minutes on two cores, of which training takes two, and ends with the accuracy of the
-served model beside that of the trained one, on the same test images.
+takes about three minutes on two cores, of which training takes two, and ends with the accuracy of
+the served model beside that of the trained one, on the same test images.
 """
 
 import time
@@ -22,7 +22,9 @@ SHOWN = 8
 FLOOR = 0.88  # what the preset reaches with certainty; below it something is broken
 
 
-def demo(recipe: config.Config, data_dir: Path, mirror: str | None, runs: Path, models: Path) -> None:
+def demo(
+    recipe: config.Config, data_dir: Path, mirror: str | None, runs: Path, models: Path
+) -> None:
     """Run every stage and compare the served answers with the offline ones.
 
     Raises:

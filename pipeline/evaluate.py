@@ -2,8 +2,8 @@
 
     python -m pipeline evaluate [--run runs/…]
 
-prints the accuracy and writes `evaluation.json` and `predictions.npy` into the run folder. Fashion-MNIST
-takes some ten seconds on two cores.
+prints the accuracy and writes `evaluation.json` and `predictions.npy` into the run folder.
+Fashion-MNIST takes some ten seconds on two cores.
 """
 
 from collections.abc import Callable, Iterable
@@ -59,7 +59,7 @@ def evaluate(run: Run, data: Dataset) -> Metrics:
 
 
 def load_network(run: Run) -> keras.Model:
-    """A run's network in float32: uint8 pixels [N,S,S,3] to `logits` [N,C], `embedding` [N,1024]."""
+    """A run's network in float32: uint8 [N,S,S,3] to `logits` [N,C] and `embedding` [N,1024]."""
     network = train.build(run.config, len(run.class_names))
     network.load_weights(str(run.weights))
     outputs = {name: network.output[name] for name in ("logits", "embedding")}
@@ -98,7 +98,5 @@ def measure(
         for label, name in enumerate(class_names)
         if (all_labels == label).any()
     }
-    metrics = Metrics(
-        len(correct), float(correct.mean()), float(np.mean(losses.numpy())), by_class
-    )
+    metrics = Metrics(len(correct), float(correct.mean()), float(np.mean(losses.numpy())), by_class)
     return metrics, predictions

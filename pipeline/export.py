@@ -5,19 +5,20 @@
 writes `export/` in the run folder: frozen graph, signatures, warm-up requests and manifest. Ten
 seconds.
 
-| signature | inputs | outputs |
-|---|---|---|
-| `serving_default` | `image_bytes` string [N]: JPEG, PNG, GIF (first frame) or BMP | `classes` string [N,k], `scores` float32 [N,k], best first, k = min(5, classes); `probabilities` float32 [N,C]; `valid` bool [N] |
-| `predict_images` | `images` uint8 [N,H,W,3] | the same |
-| `classify` | `inputs` string [N]: tf.Example with `image/encoded` | `classes`, `scores` |
-| `embed` | `image_bytes` string [N] | `embedding` float32 [N,1024]; `valid` |
+    signature        inputs                      outputs
+    serving_default  image_bytes string [N]      classes string [N,k], scores float32 [N,k],
+                                                 probabilities float32 [N,C], valid bool [N]
+    predict_images   images uint8 [N,H,W,3]      the same
+    classify         inputs string [N]           classes, scores
+    embed            image_bytes string [N]      embedding float32 [N,1024], valid
 
-A row whose image cannot be decoded has `valid` false, empty class names and zeros elsewhere.
+`image_bytes` are JPEG, PNG, GIF (first frame) or BMP; `inputs` tf.Examples with `image/encoded`.
+k = min(5, C), best first. A row whose image cannot be decoded has `valid` false, empty class names
+and zeros elsewhere.
 """
 
 import hashlib
 import json
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
@@ -114,9 +115,8 @@ def _write(servable: _Servable, run: Run, folder: Path) -> None:
         "classify": servable.classify,
         "embed": servable.embed,
     }
-    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-        tf.saved_model.save(servable, scratch, signatures=signatures)
-        _name_classify_method(scratch, folder)
+    tf.saved_model.save(servable, str(folder), signatures=signatures)
+    _name_classify_method(folder)
     extra = folder / EXTRA
     extra.mkdir()
     _write_warm_up(extra / "tf_serving_warmup_requests", run.config.image_size)
@@ -124,15 +124,15 @@ def _write(servable: _Servable, run: Run, folder: Path) -> None:
     (extra / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
 
 
-def _name_classify_method(source: str, target: Path) -> None:
+def _name_classify_method(folder: Path) -> None:
     """TensorFlow 2 saves every signature as a predict method; Classify wants its own."""
-    updater = tf.compat.v1.saved_model.signature_def_utils.MethodNameUpdater(source)
+    updater = tf.compat.v1.saved_model.signature_def_utils.MethodNameUpdater(str(folder))
     updater.replace_method_name("classify", CLASSIFY_METHOD, tags=["serve"])
-    updater.save(str(target))
+    updater.save()
 
 
 def _write_warm_up(path: Path, size: int) -> None:
-    """One request per predict signature, which TensorFlow Serving replays before it is available."""
+    """One request per predict signature, which a server replays before it is available."""
     blank = tf.zeros((size, size, 3), tf.uint8)
     encoded = tf.constant([tf.io.encode_jpeg(blank).numpy()])
     requests = {

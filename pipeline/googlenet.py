@@ -1,11 +1,7 @@
 """GoogLeNet (Inception v1): the network, from a table with one row per Inception block.
 
-Source: Szegedy et al., *Going deeper with convolutions* (2014), table 1 for the blocks and section 5
-for the auxiliary heads. Three variants are built from the same table; see `VARIANTS`.
-
-    python -m pipeline summary --preset demo
-
-prints the layers and the number of parameters (a second or two).
+Source: Szegedy et al., *Going deeper with convolutions* (2014), table 1 for the blocks and section
+5 for the auxiliary heads. Three variants are built from the same table, see `VARIANTS`.
 """
 
 from dataclasses import dataclass

@@ -75,12 +75,13 @@ def _fetch(package: DebianPackage, cache: Path) -> Path:
             # A machine that never ran `apt-get update` has no lists; keep ours in the cache.
             lists = _private_lists(target)
             _apt("update", target, lists)
-            _download(package.name, target, lists) or _give_up(package, "apt-get has no such file")
+            if not _download(package.name, target, lists):
+                raise _unobtainable(package, "apt-get does not find it")
         for archive in target.glob("*.deb"):
             _run(["dpkg-deb", "-x", archive.name, "."], target)
             archive.unlink()
     except (OSError, subprocess.SubprocessError) as error:
-        _give_up(package, _reason(error))
+        raise _unobtainable(package, _reason(error)) from error
     return target
 
 
@@ -118,8 +119,8 @@ def _reason(error: Exception) -> str:
     return lines[-1] if lines else type(error).__name__
 
 
-def _give_up(package: DebianPackage, reason: str) -> None:
-    raise PipelineError(
+def _unobtainable(package: DebianPackage, reason: str) -> PipelineError:
+    return PipelineError(
         f"the data set's own address cannot be reached, nor Debian's package {package.name} "
         f"({reason}): name a mirror with --mirror file:///… (make: MIRROR=…)"
     )

@@ -64,7 +64,7 @@ def versions(base: Path) -> list[int]:
 
 
 def _rename_to_next(staged: Path, base: Path) -> Path:
-    """Another publisher may take the number in between: then the rename fails, and the next is tried."""
+    """Rename fails where another publisher took the number in between; then the next is tried."""
     version = max(versions(base), default=0) + 1
     while True:
         try:

@@ -93,7 +93,7 @@ def build(recipe: Config, classes: int, dtype: str = "float32") -> keras.Model:
 
 
 def choose_dtype(precision: str) -> str:
-    """The tf-keras dtype policy for a precision; `auto` takes bfloat16 where it is computed fast."""
+    """The tf-keras dtype policy for a precision; `auto` takes bfloat16 where that is fast."""
     bf16 = precision == "bf16" or (precision == "auto" and _has_fast_bfloat16())
     return "mixed_bfloat16" if bf16 else "float32"
 

@@ -2,7 +2,8 @@
 
     python -m serving --port=8500 --model_name=googlenet --model_base_path=models/googlenet
 
-GoogLeNet is available after some five seconds; SIGTERM and Ctrl-C finish what is running and exit 0.
+GoogLeNet is available after some five seconds. SIGTERM and Ctrl-C finish what is running; the exit
+code is 0 then, and 2 for a flag or file that the server cannot start with.
 """
 
 import argparse
@@ -47,7 +48,7 @@ def _count(text: str) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="python -m serving", description="Serve TensorFlow SavedModels over gRPC.")
+    parser = _Parser(prog="python -m serving", description="Serve SavedModels over gRPC.")
     add = parser.add_argument
 
     def add_switch(name: str, default: bool, text: str) -> None:

@@ -1,7 +1,7 @@
 """Merging concurrent requests into batches, on TensorFlow's own C++ scheduler.
 
-The `BatchFunction` op runs the SharedBatchScheduler that TensorFlow Serving itself uses; this module
-reads its parameters from the same file and makes one queue per servable, signature and image size.
+The `BatchFunction` op runs the SharedBatchScheduler that TensorFlow Serving itself uses; this
+module reads its parameters from the same file and makes a queue per servable, signature and shape.
 """
 
 import functools
@@ -9,6 +9,7 @@ import itertools
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import tensorflow as tf
 from google.protobuf import (
@@ -39,6 +40,8 @@ _NOT_SUPPORTED = ("pad_variable_length_inputs", "thread_pool_name", "max_executi
 # Each image size seen gets a queue of its own, since a batch has one shape; beyond this many,
 # requests of further sizes run unbatched.
 MAX_QUEUES = 64
+
+Function: TypeAlias = tf.types.experimental.ConcreteFunction
 
 _serial = itertools.count()
 
@@ -93,7 +96,7 @@ def read(path: Path) -> BatchingParameters:
         text_format.Parse(path.read_text(), message)
     except (OSError, text_format.ParseError) as error:
         raise ConfigError(f"batching parameters file {path}: {error}") from error
-    values = {}
+    values: dict[str, Any] = {}
     for field, value in message.ListFields():
         if field.name in _NOT_SUPPORTED:
             raise ConfigError(f"batching parameters file {path}: {field.name} is not supported")
@@ -110,7 +113,7 @@ def read(path: Path) -> BatchingParameters:
 class Batcher:
     """One signature's function, run on merged batches."""
 
-    def __init__(self, function: tf.types.experimental.ConcreteFunction, parameters: BatchingParameters):
+    def __init__(self, function: Function, parameters: BatchingParameters) -> None:
         self._function = function
         self._parameters = parameters
         # One scheduler for all queues of the signature; names are process-wide.
@@ -153,7 +156,7 @@ class Batcher:
         return batched
 
 
-def run(function: tf.types.experimental.ConcreteFunction, tensors: list[tf.Tensor]) -> list[tf.Tensor]:
+def run(function: Function, tensors: list[tf.Tensor]) -> list[tf.Tensor]:
     """Run a signature's function on a request's tensors alone.
 
     By the op rather than by a Python call, which would hold requests to the signature's shapes:
@@ -182,7 +185,8 @@ def _message_class():
     message = file.message_type.add(name="BatchingParameters")
     for name, (number, kind) in _PROTO_FIELDS.items():
         field = message.field.add(name=name, number=number)
-        field.label = field.LABEL_REPEATED if name == "allowed_batch_sizes" else field.LABEL_OPTIONAL
+        repeated = name == "allowed_batch_sizes"
+        field.label = field.LABEL_REPEATED if repeated else field.LABEL_OPTIONAL
         if kind.endswith("Value"):
             field.type, field.type_name = field.TYPE_MESSAGE, f".google.protobuf.{kind}"
         else:

@@ -14,7 +14,7 @@ from tensorflow.core.protobuf import meta_graph_pb2, saved_model_pb2
 from tensorflow_serving.apis import prediction_log_pb2
 
 from serving import tensors
-from serving.batching import Batcher, BatchingParameters, run
+from serving.batching import Batcher, BatchingParameters, Function, run
 from serving.errors import Code, ServingError, invalid_argument
 
 DEFAULT_SIGNATURE = "serving_default"
@@ -193,7 +193,7 @@ def _labels(classes: np.ndarray | None, scores: np.ndarray | None, row: int) -> 
     return [Label(name, value) for name, value in zip(names, values, strict=True)]
 
 
-def _executor(function: tf.types.experimental.ConcreteFunction, batching: BatchingParameters | None) -> Execute:
+def _executor(function: Function, batching: BatchingParameters | None) -> Execute:
     if batching is None:
         return lambda arguments: run(function, arguments)
     batcher = Batcher(function, batching)

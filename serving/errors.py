@@ -1,4 +1,4 @@
-"""What the server answers when it cannot: one error with a canonical code, one table to each transport.
+"""What the server answers when it cannot: one error with a canonical code, one table.
 
 The codes are TensorFlow's and gRPC's, which are the same (`absl::StatusCode`); a TensorFlow error
 raised inside a model keeps its own.
@@ -54,7 +54,7 @@ class ServingError(Exception):
 
 
 class ConfigError(Exception):
-    """A flag or a configuration file that the server cannot start with; the message says what to do."""
+    """A flag or a file that the server cannot start with; the message says what to do."""
 
 
 def invalid_argument(message: str) -> ServingError:

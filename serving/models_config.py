@@ -1,14 +1,18 @@
-"""Which models to serve and which of their versions: models.config, in TensorFlow Serving's format."""
+"""Which models and versions to serve: models.config, in TensorFlow Serving's format."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeAlias
 
 from google.protobuf import text_format
-from tensorflow_serving.config import file_system_storage_path_source_pb2, model_server_config_pb2
+from tensorflow_serving.config import model_server_config_pb2
+from tensorflow_serving.config.file_system_storage_path_source_pb2 import (
+    FileSystemStoragePathSourceConfig,
+)
 
 from serving.errors import ConfigError
 
-_Policy = file_system_storage_path_source_pb2.FileSystemStoragePathSourceConfig.ServableVersionPolicy
+_Policy: TypeAlias = FileSystemStoragePathSourceConfig.ServableVersionPolicy
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,10 @@ def read(path: Path) -> list[ModelConfig]:
 
 def _model(config: model_server_config_pb2.ModelConfig, path: Path) -> ModelConfig:
     if not config.name or not config.base_path:
-        raise ConfigError(f"model config file {path}: a model needs a name and a base_path: {config}")
+        raise ConfigError(
+            f"model config file {path}: a model needs a name and a base_path, not "
+            f"{text_format.MessageToString(config, as_one_line=True)!r}"
+        )
     return ModelConfig(
         config.name,
         Path(config.base_path),

@@ -1,8 +1,8 @@
 """Version directories -> which versions are loaded, available, ending.
 
-A thread looks at each model's base path every few seconds, loads the versions that its policy wants,
-and ends the others once their last request is answered. A version that cannot be loaded is tried
-again, and never takes the place of one that serves.
+A thread looks at each model's base path every few seconds, loads the versions that its policy
+wants, and ends the others once their last request is answered. A version that cannot be loaded is
+tried again, and never takes the place of one that serves.
 """
 
 import contextlib

@@ -62,9 +62,9 @@ def _parser() -> _Parser:
     command("metadata", _metadata)
     bench = command("bench", _bench)
     bench.add_argument("images", nargs="+", metavar="FILE", help="images that are sent in turn")
-    bench.add_argument("--seconds", type=_positive, default=10.0, help="each measurement's length")
+    bench.add_argument("--seconds", type=_positive, default=10.0, help="each measurement's")
     bench.add_argument(
-        "--concurrency", type=_counts, default=(1, 8, 32), metavar="N[,N…]", help="callers at a time"
+        "--concurrency", type=_counts, default=(1, 8, 32), metavar="N[,N…]", help="callers"
     )
     return parser
 
@@ -73,7 +73,7 @@ def _classify(client: Client, options: argparse.Namespace) -> int:
     """Print the most probable classes of images."""
     answers = client.classify(options.images, errors="return")
     width = max(len(name) for name in options.images)
-    for name, answer in zip(options.images, answers):
+    for name, answer in zip(options.images, answers, strict=True):
         if isinstance(answer, InvalidImageError):
             print(f"tfs: error: {answer}", file=sys.stderr)
         else:

@@ -73,8 +73,9 @@ class Client:
         """Close the connection."""
         self._channel.close()
 
+    # A path is an iterable of strings too, to a type checker; the first overload that fits counts.
     @overload
-    def classify(
+    def classify(  # type: ignore[overload-overlap]
         self, images: Image, *, version: int | None = ..., timeout: float | None = ...
     ) -> Classification: ...
 
@@ -163,6 +164,7 @@ class Client:
                 definition.method_name, _specs(definition.inputs), _specs(definition.outputs)
             )
             for name, definition in sorted(signatures.signature_def.items())
+            if definition.method_name  # a graph's initialiser is listed too, without one
         }
 
     def wait_until_ready(self, timeout: float = 60.0) -> int:
@@ -206,7 +208,8 @@ class Client:
                     results[position] = _kept(error, errors)
 
         for batch in _images.batches(readable(), self.batch_size):
-            for image, answer in zip(batch, self._classify_batch(batch, version, timeout)):
+            answers = self._classify_batch(batch, version, timeout)
+            for image, answer in zip(batch, answers, strict=True):
                 if answer is None:
                     error = InvalidImageError(image.name, "is not a JPEG, PNG, GIF or BMP image")
                     results[image.position] = _kept(error, errors)
@@ -227,15 +230,12 @@ class Client:
         response = self._call(self._predict, request, timeout)
         outputs = {key: _tensors.from_proto(proto) for key, proto in response.outputs.items()}
         model, number = response.model_spec.name, response.model_spec.version.value
+        rows = zip(
+            outputs["classes"].tolist(), outputs["scores"].tolist(), outputs["valid"], strict=True
+        )
         return [
-            Classification(
-                tuple(Label(c.decode(), s) for c, s in zip(classes, scores)), model, number
-            )
-            if valid
-            else None
-            for classes, scores, valid in zip(
-                outputs["classes"], outputs["scores"].tolist(), outputs["valid"]
-            )
+            Classification(_labels(classes, scores), model, number) if valid else None
+            for classes, scores, valid in rows
         ]
 
     def _spec(self, version: int | None, signature: str = "") -> tfs_pb2.ModelSpec:
@@ -262,6 +262,10 @@ def _kept(error: InvalidImageError, errors: str) -> InvalidImageError:
     if errors == "raise":
         raise error
     return error
+
+
+def _labels(classes: list[bytes], scores: list[float]) -> tuple[Label, ...]:
+    return tuple(Label(name.decode(), score) for name, score in zip(classes, scores, strict=True))
 
 
 def _specs(infos: Any) -> dict[str, TensorSpec]:

@@ -86,5 +86,5 @@ def to_input(batch: list[Prepared]) -> tuple[str, str, tfs_pb2.TensorProto]:
     encoded = [image.content for image in batch if isinstance(image.content, bytes)]
     if encoded:
         return "serving_default", "image_bytes", _tensors.strings_to_proto(encoded)
-    pixels = np.stack([image.content for image in batch])  # type: ignore[arg-type]
+    pixels = np.stack([image.content for image in batch])
     return "predict_images", "images", _tensors.to_proto(pixels)

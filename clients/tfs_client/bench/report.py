@@ -6,7 +6,7 @@ import numpy as np
 
 from tfs_client.bench.closed_loop import Result
 
-HEADER = f"{'callers':>7} {'images/s':>9} {'p50 ms':>8} {'p90 ms':>8} {'p99 ms':>8} {'wrong':>6} {'failed':>6}"
+HEADER = "callers  images/s   p50 ms   p90 ms   p99 ms  wrong failed"
 MIN_SAMPLES_P99 = 500  # fewer would rest the figure on less than five calls
 
 
