@@ -23,10 +23,10 @@ STOP_SECONDS = 40.0
 
 
 @contextlib.contextmanager
-def serving(repository: Path) -> Iterator[Client]:
+def serving(repository: Path, *flags: str) -> Iterator[Client]:
     """Serve a model repository on a free port, as `make serve` does on port 8500.
 
-    Yields a client once the model is available.
+    Yields a client once the model is available. Further flags are the server's own.
 
     Raises:
         PipelineError: nothing is published there, or the server does not start.
@@ -38,7 +38,7 @@ def serving(repository: Path) -> Iterator[Client]:
     command = [
         sys.executable, "-m", "serving", f"--port={port}", f"--model_name={MODEL_NAME}",
         f"--model_base_path={base_path}",
-        "--enable_batching", f"--batching_parameters_file={BATCHING_CONFIG}",
+        "--enable_batching", f"--batching_parameters_file={BATCHING_CONFIG}", *flags,
     ]  # fmt: skip
     with (
         tempfile.TemporaryFile("w+") as output,

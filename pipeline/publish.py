@@ -33,6 +33,8 @@ def publish(exported: Path, repository: Path, model: str = export.MODEL_NAME) ->
         staging.chmod(0o755)  # mkdtemp's is for the owner alone; servers run as somebody else
         files.copy_tree(exported, staging / "version")
         published = _rename_to_next(staging / "version", base)
+    except OSError as error:
+        raise PipelineError(f"cannot publish into {base}: {error.strerror or error}") from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     files.sync(base)

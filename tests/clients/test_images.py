@@ -1,0 +1,68 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tfs_client import InvalidImageError, _images
+
+
+def pixels(height: int, width: int) -> np.ndarray:
+    return np.zeros((height, width, 3), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("images", "single"),
+    [
+        ("a.png", True),
+        (Path("a.png"), True),
+        (b"...", True),
+        (pixels(2, 2), True),
+        (np.zeros((4, 2, 2, 3), np.uint8), False),
+        (["a.png"], False),
+        (iter([b"..."]), False),
+    ],
+)
+def test_one_image_is_told_from_several(images, single):
+    assert _images.is_single(images) is single
+
+
+def test_images_of_one_kind_share_a_request():
+    images = [b"a", pixels(2, 3), b"b", pixels(4, 4), pixels(2, 3), b"c"]
+    prepared = [_images.prepare(i, image) for i, image in enumerate(images)]
+    groups = [[image.position for image in batch] for batch in _images.batches(prepared, 2)]
+    assert sorted(groups) == [[0, 2], [1, 4], [3], [5]]
+
+
+def test_a_full_group_goes_before_more_images_are_asked_for():
+    def endless():
+        for i in range(1000):
+            asked.append(i)
+            yield _images.prepare(i, b"x")
+
+    asked: list[int] = []
+    next(_images.batches(endless(), 4))
+    assert asked == [0, 1, 2, 3]
+
+
+def test_requests_name_the_signature_and_input():
+    encoded = _images.to_input([_images.prepare(0, b"a"), _images.prepare(1, b"b")])
+    assert encoded[:2] == ("serving_default", "image_bytes")
+    assert list(encoded[2].string_val) == [b"a", b"b"]
+    signature, name, tensor = _images.to_input([_images.prepare(0, pixels(2, 3))])
+    assert (signature, name) == ("predict_images", "images")
+    assert [dim.size for dim in tensor.tensor_shape.dim] == [1, 2, 3, 3]
+
+
+@pytest.mark.parametrize(
+    ("image", "words"),
+    [
+        ("/no/such/file.png", "/no/such/file.png: cannot be read: No such file"),
+        (Path("/"), "/: cannot be read: Is a directory"),
+        (np.zeros((2, 2, 3)), r"image 7: pixels must be uint8 .* not float64"),
+        (np.zeros((2, 2), np.uint8), r"not uint8 \[2, 2\]"),
+        (None, "image 7: is a NoneType"),
+    ],
+)
+def test_what_is_no_image_is_named(image, words):
+    with pytest.raises(InvalidImageError, match=words) as caught:
+        _images.prepare(7, image)
+    assert caught.value.image in str(caught.value)

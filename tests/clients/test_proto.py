@@ -1,0 +1,105 @@
+"""The client's messages against TensorFlow's own, field by field, and against their source."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from tensorflow.core.framework import tensor_pb2, tensor_shape_pb2, types_pb2
+from tensorflow.core.protobuf import meta_graph_pb2
+from tensorflow_serving.apis import (
+    get_model_metadata_pb2,
+    get_model_status_pb2,
+    model_pb2,
+    predict_pb2,
+    status_pb2,
+)
+from tfs_client import tfs_pb2
+
+from tests.conftest import ROOT
+
+ORIGINALS = {
+    "TensorShapeProto": tensor_shape_pb2.TensorShapeProto,
+    "TensorProto": tensor_pb2.TensorProto,
+    "TensorInfo": meta_graph_pb2.TensorInfo,
+    "SignatureDef": meta_graph_pb2.SignatureDef,
+    "ModelSpec": model_pb2.ModelSpec,
+    "PredictRequest": predict_pb2.PredictRequest,
+    "PredictResponse": predict_pb2.PredictResponse,
+    "GetModelStatusRequest": get_model_status_pb2.GetModelStatusRequest,
+    "StatusProto": status_pb2.StatusProto,
+    "ModelVersionStatus": get_model_status_pb2.ModelVersionStatus,
+    "GetModelStatusResponse": get_model_status_pb2.GetModelStatusResponse,
+    "SignatureDefMap": get_model_metadata_pb2.SignatureDefMap,
+    "GetModelMetadataRequest": get_model_metadata_pb2.GetModelMetadataRequest,
+    "GetModelMetadataResponse": get_model_metadata_pb2.GetModelMetadataResponse,
+}
+# An enum is an int32 on the wire.
+WIRE = {FieldDescriptor.TYPE_ENUM: FieldDescriptor.TYPE_INT32}
+
+
+def wire_form(descriptor: Descriptor) -> dict[str, tuple[object, ...]]:
+    return {
+        field.name: (
+            field.number,
+            WIRE.get(field.type, field.type),
+            field.is_repeated,
+            field.message_type.name if field.message_type else None,
+            field.containing_oneof.name if field.containing_oneof and not is_encoding(field) else None,
+        )
+        for field in descriptor.fields
+    }
+
+
+def is_encoding(field: FieldDescriptor) -> bool:
+    """TensorInfo's name is one of several encodings; the client knows that one only."""
+    return field.containing_oneof.name == "encoding"
+
+
+def test_every_message_has_an_original():
+    assert set(tfs_pb2.DESCRIPTOR.message_types_by_name) == set(ORIGINALS)
+
+
+@pytest.mark.parametrize("name", ORIGINALS)
+def test_fields_are_those_of_the_original(name):
+    ours = wire_form(tfs_pb2.DESCRIPTOR.message_types_by_name[name])
+    theirs = wire_form(ORIGINALS[name].DESCRIPTOR)
+    assert ours == {key: theirs[key] for key in ours}
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        (tfs_pb2.DataType, types_pb2.DataType),
+        (tfs_pb2.ModelVersionStatus.State, get_model_status_pb2.ModelVersionStatus.State),
+    ],
+)
+def test_enum_values_are_those_of_the_original(ours, theirs):
+    for name, number in ours.items():
+        assert theirs.Value(name) == number
+
+
+def test_a_request_is_the_same_bytes():
+    def fill(request):
+        request.model_spec.name = "m"
+        request.model_spec.version.value = 3
+        request.model_spec.signature_name = "s"
+        request.inputs["x"].dtype = 1
+        request.inputs["x"].tensor_shape.dim.add(size=2)
+        request.inputs["x"].tensor_content = bytes(8)
+        request.output_filter.extend(["a", "b"])
+        return request.SerializeToString(deterministic=True)
+
+    assert fill(tfs_pb2.PredictRequest()) == fill(predict_pb2.PredictRequest())
+
+
+def test_the_generated_files_are_those_of_the_source(tmp_path: Path):
+    subprocess.run(
+        [sys.executable, "-m", "grpc_tools.protoc", "-I.", f"--python_out={tmp_path}",
+         f"--pyi_out={tmp_path}", "tfs_client/tfs.proto"],
+        cwd=ROOT / "clients", check=True, timeout=60,
+    )  # fmt: skip
+    for name in ("tfs_pb2.py", "tfs_pb2.pyi"):
+        committed = ROOT / "clients" / "tfs_client" / name
+        assert (tmp_path / "tfs_client" / name).read_text() == committed.read_text(), "make proto"

@@ -1,0 +1,52 @@
+import pytest
+
+from pipeline import config, googlenet, train
+from pipeline.errors import PipelineError
+
+
+def test_a_preset_states_only_what_differs():
+    defaults = config.Config(preset="none")
+    for name, fields in config.PRESETS.items():
+        made = config.from_preset(name)
+        for field, value in fields.items():
+            assert getattr(made, field) == value
+            assert getattr(defaults, field) != value, f"{name}.{field} repeats the default"
+
+
+def test_overrides_win_and_none_does_not():
+    made = config.from_preset("demo", epochs=7, batch_size=None)
+    assert made.epochs == 7
+    assert made.batch_size == config.from_preset("demo").batch_size
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("precision", "fp8"),
+        ("strategy", "magic"),
+        ("variant", "v3"),
+        ("stem", "large"),
+        ("epochs", 0),
+        ("batch_size", -1),
+        ("image_size", 8),
+        ("learning_rate", float("nan")),
+        ("shift", 0.7),
+        ("seed", -1),
+    ],
+)
+def test_a_value_out_of_range_is_named(field, value):
+    with pytest.raises(PipelineError, match=field) as caught:
+        config.from_preset("demo", **{field: value})
+    assert str(value) in str(caught.value)
+    assert "choose" in str(caught.value)
+
+
+def test_an_unknown_preset_is_answered_with_the_known():
+    with pytest.raises(PipelineError, match="'nope': choose from demo"):
+        config.from_preset("nope")
+
+
+def test_names_are_those_of_the_tables():
+    assert set(config.VARIANTS) == set(googlenet.VARIANTS)
+    assert set(config.STEMS) == set(googlenet.STEMS)
+    assert set(config.STRATEGIES) == set(train.STRATEGIES)

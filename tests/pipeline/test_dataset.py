@@ -1,0 +1,112 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from pipeline import config, dataset
+from pipeline.errors import PipelineError
+from tests.conftest import COLOURS, IMAGES_PER_CLASS, colour_image
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two classes of three images each, to be spoiled."""
+    for name in ("green", "red"):
+        (tmp_path / "set" / name).mkdir(parents=True)
+        for i in range(3):
+            image = tf.io.encode_jpeg(colour_image(name, i)).numpy()
+            (tmp_path / "set" / name / f"{i}.jpg").write_bytes(image)
+    return tmp_path / "set"
+
+
+def test_a_folder_is_split_by_class_and_read_with_its_labels(data):
+    assert data.class_names == tuple(sorted(COLOURS))
+    held_out = round(dataset.TEST_SHARE * IMAGES_PER_CLASS)
+    assert data.test_size == 3 * held_out
+    assert data.train_size + data.test_size == 3 * IMAGES_PER_CLASS
+    for split, size in ((data.train, data.train_size), (data.test, data.test_size)):
+        elements = list(split.as_numpy_iterator())
+        assert len(elements) == size
+        for image, label in elements:
+            nearest = np.abs(list(COLOURS.values()) - image.mean((0, 1))).sum(1).argmin()
+            assert list(COLOURS)[nearest] == data.class_names[label]
+
+
+def test_the_split_is_the_same_every_time(image_folder, data):
+    again = dataset.load(str(image_folder))
+    for image, expected in zip(again.test, data.test, strict=True):
+        assert (image[0].numpy() == expected[0].numpy()).all()
+
+
+def test_training_batches_are_full_endless_and_mixed(data):
+    recipe = config.from_preset("demo", batch_size=32)
+    batches = iter(dataset.training_batches(data, recipe))
+    labels = []
+    for _ in range(4):
+        pixels, batch_labels = next(batches)
+        assert pixels.shape == (32, 28, 28, 3)
+        assert pixels.dtype == tf.uint8
+        labels.append(batch_labels.numpy())
+    assert all(len(set(batch)) == 3 for batch in labels)
+
+
+def test_test_batches_keep_the_order(data):
+    labels = [int(label) for _, label in data.test]
+    batches = dataset.test_batches(data, 16, batch_size=4)
+    assert np.concatenate([y.numpy() for _, y in batches]).tolist() == labels
+
+
+def test_an_unreadable_image_is_named(folder):
+    (folder / "red" / "1.jpg").write_bytes(b"not an image")
+    with pytest.raises(PipelineError, match=r"red/1\.jpg cannot be read"):
+        dataset.load(str(folder))
+
+
+def test_a_truncated_image_is_named(folder):
+    path = folder / "green" / "2.jpg"
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(PipelineError, match=r"green/2\.jpg cannot be read"):
+        dataset.load(str(folder))
+
+
+@pytest.mark.parametrize(("left", "words"), [(0, "no images"), (1, "1 image")])
+def test_a_class_with_too_few_images_is_named(folder, left, words):
+    for path in sorted((folder / "green").iterdir())[left:]:
+        path.unlink()
+    with pytest.raises(PipelineError, match=f"class 'green' .* {words}"):
+        dataset.load(str(folder))
+
+
+def test_one_class_only_is_refused(folder):
+    (folder / "green").rename(folder / ".hidden")
+    with pytest.raises(PipelineError, match="only class 'red'"):
+        dataset.load(str(folder))
+
+
+def test_a_folder_without_classes_is_refused(tmp_path):
+    with pytest.raises(PipelineError, match="no sub-folders"):
+        dataset.load(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["nope_not_there", "hallo welt", "cifar1O"])
+def test_an_unknown_data_set_is_named(name, tmp_path):
+    with pytest.raises(PipelineError, match=f"unknown dataset '{name}'"):
+        dataset.load(name, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["/no/such/folder", "./no/such", "no/such/folder"])
+def test_a_missing_folder_is_named(name, tmp_path):
+    with pytest.raises(PipelineError, match=f"folder {name} does not exist"):
+        dataset.load(name, tmp_path)
+
+
+def test_a_data_set_without_image_and_label_is_refused(tmp_path):
+    with pytest.raises(PipelineError, match="imdb_reviews is not for image classification"):
+        dataset.load("imdb_reviews", tmp_path)
+
+
+def test_a_mirror_that_is_not_there_is_named(tmp_path):
+    mirror = (tmp_path / "nowhere").as_uri()
+    with pytest.raises(PipelineError, match=f"could not be prepared from {mirror}/"):
+        dataset.load("fashion_mnist", tmp_path, mirror)

@@ -1,0 +1,145 @@
+import json
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from tensorflow_serving.apis import prediction_log_pb2
+
+from pipeline import dataset, evaluate, export
+from tests.conftest import COLOURS, colour_image
+
+
+@pytest.fixture(scope="module")
+def loaded(exported):
+    return tf.saved_model.load(str(exported))
+
+
+def encoded(name: str, seed: int) -> bytes:
+    return tf.io.encode_png(colour_image(name, seed)).numpy()
+
+
+def test_signatures_are_those_of_the_contract(loaded):
+    """Contract 1, for three classes: k = 3."""
+    specs = {
+        name: (
+            {key: (x.dtype.name, x.shape.as_list()) for key, x in inputs.items()},
+            {
+                key: (x.dtype.name, x.shape.as_list())
+                for key, x in function.structured_outputs.items()
+            },
+        )
+        for name, function in loaded.signatures.items()
+        for inputs in (function.structured_input_signature[1],)
+    }
+    answer = {
+        "classes": ("string", [None, 3]),
+        "scores": ("float32", [None, 3]),
+        "probabilities": ("float32", [None, 3]),
+        "valid": ("bool", [None]),
+    }
+    assert specs == {
+        "serving_default": ({"image_bytes": ("string", [None])}, answer),
+        "predict_images": ({"images": ("uint8", [None, None, None, 3])}, answer),
+        "classify": (
+            {"inputs": ("string", [None])},
+            {key: answer[key] for key in ("classes", "scores")},
+        ),
+        "embed": (
+            {"image_bytes": ("string", [None])},
+            {"embedding": ("float32", [None, 1024]), "valid": ("bool", [None])},
+        ),
+    }
+
+
+def test_the_export_answers_as_the_network_does(loaded, run, data):
+    batches = dataset.test_batches(data, run.config.image_size)
+    pixels = tf.concat([x for x, _ in batches], 0)
+    network = evaluate.load_network(run)(pixels, training=False)
+    answer = loaded.signatures["predict_images"](pixels)
+    np.testing.assert_allclose(
+        answer["probabilities"], tf.nn.softmax(network["logits"]), atol=1e-5
+    )
+    assert answer["valid"].numpy().all()
+
+
+def test_best_classes_come_first(loaded):
+    images = tf.constant([encoded(name, 100) for name in COLOURS])
+    answer = loaded.signatures["serving_default"](images)
+    order = np.argsort(-answer["probabilities"].numpy(), axis=1)
+    names = np.array([name.encode() for name in sorted(COLOURS)])
+    np.testing.assert_array_equal(answer["classes"], names[order])
+    np.testing.assert_array_equal(
+        answer["scores"], np.take_along_axis(answer["probabilities"].numpy(), order, 1)
+    )
+    np.testing.assert_allclose(answer["probabilities"].numpy().sum(1), 1, rtol=1e-5)
+
+
+def test_encoded_images_and_their_pixels_get_the_same_answer(loaded):
+    image = colour_image("green", 101)
+    by_bytes = loaded.signatures["serving_default"](tf.constant([encoded("green", 101)]))
+    by_pixels = loaded.signatures["predict_images"](tf.constant(image[np.newaxis]))
+    for key, value in by_bytes.items():
+        np.testing.assert_array_equal(value, by_pixels[key])
+
+
+def test_a_bad_image_has_an_empty_row_and_spoils_no_other(loaded):
+    good = encoded("red", 102)
+    mixed = loaded.signatures["serving_default"](tf.constant([good, b"junk", good]))
+    alone = loaded.signatures["serving_default"](tf.constant([good]))
+    assert mixed["valid"].numpy().tolist() == [True, False, True]
+    assert mixed["classes"].numpy()[1].tolist() == [b"", b"", b""]
+    assert not mixed["scores"].numpy()[1].any()
+    for row in (0, 2):
+        np.testing.assert_allclose(mixed["probabilities"][row], alone["probabilities"][0], 1e-4)
+    embedded = loaded.signatures["embed"](tf.constant([b"junk", good]))
+    assert embedded["valid"].numpy().tolist() == [False, True]
+    assert not embedded["embedding"].numpy()[0].any()
+    assert embedded["embedding"].numpy()[1].any()
+
+
+def test_classify_reads_examples_and_says_so(loaded, exported):
+    features = {
+        "image/encoded": tf.train.Feature(
+            bytes_list=tf.train.BytesList(value=[encoded("blue", 103)])
+        )
+    }
+    example = tf.train.Example(features=tf.train.Features(feature=features))
+    nothing = tf.train.Example()
+    answer = loaded.signatures["classify"](
+        tf.constant([example.SerializeToString(), nothing.SerializeToString()])
+    )
+    expected = loaded.signatures["serving_default"](tf.constant([encoded("blue", 103), b""]))
+    np.testing.assert_array_equal(answer["classes"], expected["classes"])
+    saved = tf.compat.v1.saved_model.load
+    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+        definition = saved(session, ["serve"], str(exported)).signature_def["classify"]
+    assert definition.method_name == export.CLASSIFY_METHOD
+
+
+def test_warm_up_has_a_request_for_each_predict_signature(exported):
+    file = exported / "assets.extra" / "tf_serving_warmup_requests"
+    signatures = [
+        prediction_log_pb2.PredictionLog.FromString(
+            record.numpy()
+        ).predict_log.request.model_spec.signature_name
+        for record in tf.data.TFRecordDataset(str(file))
+    ]
+    assert signatures == ["serving_default", "predict_images", "embed"]
+
+
+def test_the_manifest_says_what_is_there(exported, run):
+    manifest = json.loads((exported / "assets.extra" / "manifest.json").read_text())
+    assert manifest["class_names"] == sorted(COLOURS)
+    assert manifest["preset"] == "demo"
+    assert manifest["tensorflow"] == tf.__version__
+    assert manifest["git_commit"] == run.git_commit
+    assert manifest["metrics"]["accuracy"] == json.loads(run.evaluation.read_text())["accuracy"]
+    assert manifest["sha256"] == dict(export.checksums(exported))
+    assert "saved_model.pb" in manifest["sha256"]
+
+
+def test_exporting_again_replaces_the_export(run, exported):
+    before = (exported / "assets.extra" / "manifest.json").stat().st_ino
+    assert export.export(run) == exported
+    assert (exported / "assets.extra" / "manifest.json").stat().st_ino != before
+    assert not [path for path in run.path.iterdir() if path.name.startswith(".")]

@@ -1,0 +1,40 @@
+"""The command line: what a mistake gets is one line and exit code 2."""
+
+import pytest
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["train", "--preset", "nope"], "unknown preset 'nope': choose from demo"),
+        (["train", "--dataset", "nope_not_there"], "unknown dataset 'nope_not_there'"),
+        (["train", "--dataset", "/no/such/folder"], "/no/such/folder does not exist"),
+        (["train", "--epochs", "0"], "epochs is 0"),
+        (["train", "--epochs", "many"], "argument --epochs: invalid int value: 'many'"),
+        (["train", "--strategy", "magic"], "unknown strategy 'magic'"),
+        (["evaluate", "--run", "/no/run"], "no run at /no/run"),
+        (["export", "--run", "/no/run"], "no run at /no/run"),
+        (["publish", "--runs", "/no/runs"], "no finished run in /no/runs"),
+        (["benchmark", "--data-dir", "/no/data"], "no images in /no/data/samples/fashion_mnist"),
+        (["nope"], "invalid choice: 'nope'"),
+        ([], "required: STAGE"),
+    ],
+)
+def test_mistakes_get_one_line_and_exit_code_2(command, arguments, words):
+    done = command("pipeline", *arguments)
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert "Traceback" not in done.stderr
+
+
+def test_help_names_every_stage(command):
+    done = command("pipeline", "--help")
+    assert done.returncode == 0
+    for stage in ("data", "train", "evaluate", "export", "publish", "benchmark", "demo"):
+        assert f"    {stage}" in done.stdout
+
+
+def test_help_does_not_wait_for_tensorflow(command):
+    code = "import sys, pipeline.__main__; sys.exit('tensorflow' in sys.modules)"
+    assert command("timeit", "-n1", "-r1", code).returncode == 0

@@ -1,0 +1,78 @@
+import io
+
+import numpy as np
+import PIL.Image
+import pytest
+import tensorflow as tf
+
+from pipeline import preprocessing
+from tests.conftest import colour_image
+
+
+def encoded(image: np.ndarray) -> bytes:
+    return tf.io.encode_png(image).numpy()
+
+
+def test_eager_in_tf_data_and_in_a_batch_are_equal_to_the_pixel():
+    images = [colour_image("red", seed) for seed in range(6)]
+    eager = np.stack([preprocessing.to_pixels(tf.constant(image), 24) for image in images])
+    in_data = tf.data.Dataset.from_tensor_slices([encoded(image) for image in images]).map(
+        lambda data: preprocessing.to_pixels(preprocessing.decode(data), 24)
+    )
+    batch, valid = tf.function(preprocessing.decode_batch)(
+        tf.constant([encoded(image) for image in images]), 24
+    )
+    assert eager.dtype == np.uint8
+    np.testing.assert_array_equal(np.stack(list(in_data.as_numpy_iterator())), eager)
+    np.testing.assert_array_equal(batch, eager)
+    assert valid.numpy().all()
+
+
+def test_pictures_of_the_networks_size_pass_untouched():
+    image = np.random.default_rng(1).integers(0, 256, (28, 28, 3), np.uint8)
+    np.testing.assert_array_equal(preprocessing.to_pixels(tf.constant(image), 28), image)
+
+
+def test_grey_becomes_three_equal_channels():
+    grey = np.arange(28 * 28, dtype=np.uint8).reshape(28, 28, 1)
+    pixels = preprocessing.to_pixels(tf.constant(grey), 28).numpy()
+    np.testing.assert_array_equal(pixels, np.repeat(grey, 3, axis=2))
+
+
+def test_shrinking_averages():
+    checkers = np.indices((64, 64)).sum(0)[..., np.newaxis] % 2 * 255
+    image = tf.constant(np.repeat(checkers, 3, axis=2), tf.uint8)
+    inner = preprocessing.to_pixels(image, 16).numpy()[2:-2, 2:-2]
+    assert inner.min() > 110
+    assert inner.max() < 145
+
+
+@pytest.mark.parametrize("encode", [tf.io.encode_jpeg, tf.io.encode_png])
+def test_a_bad_image_stays_in_its_row(encode):
+    good = [encode(colour_image("blue", seed)).numpy() for seed in range(4)]
+    bad = [b"", b"junk", good[0][: len(good[0]) // 2] if encode is tf.io.encode_png else b"\xff\xd8"]
+    rows = [good[0], bad[0], good[1], bad[1], bad[2], good[2], good[3]]
+    pixels, valid = preprocessing.decode_batch(tf.constant(rows), 32)
+    alone, _ = preprocessing.decode_batch(tf.constant(good), 32)
+    assert valid.numpy().tolist() == [True, False, True, False, False, True, True]
+    np.testing.assert_array_equal(pixels.numpy()[valid.numpy()], alone)
+    assert not pixels.numpy()[~valid.numpy()].any()
+
+
+def test_only_bad_images_and_no_images_at_all():
+    pixels, valid = preprocessing.decode_batch(tf.constant([b"x", b"y"]), 16)
+    assert pixels.shape == (2, 16, 16, 3)
+    assert not valid.numpy().any()
+    pixels, valid = preprocessing.decode_batch(tf.constant([], tf.string), 16)
+    assert pixels.shape == (0, 16, 16, 3)
+    assert valid.shape == (0,)
+
+
+def test_gif_gives_its_first_frame_and_bmp_is_read():
+    red, blue = (PIL.Image.new("RGB", (4, 3), colour) for colour in ("red", "blue"))
+    for kind, options in (("GIF", {"save_all": True, "append_images": [blue]}), ("BMP", {})):
+        file = io.BytesIO()
+        red.save(file, kind, **options)
+        image = preprocessing.decode(tf.constant(file.getvalue())).numpy()
+        assert image.shape == (3, 4, 3)
+        assert (image == [255, 0, 0]).all()

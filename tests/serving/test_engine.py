@@ -1,0 +1,137 @@
+import shutil
+from concurrent import futures
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from serving.batching import BatchingParameters
+from serving.engine import Servable
+from serving.errors import Code, ServingError
+
+BATCHING = BatchingParameters(max_batch_size=8, batch_timeout_micros=1000)
+
+
+@pytest.fixture(params=[None, BATCHING], ids=["alone", "batched"])
+def affine(request, add_version) -> Servable:
+    return Servable("affine", 3, add_version(3, 2.0), request.param)
+
+
+X = np.array([1, 2, 5], np.float32)
+
+
+def test_predict_answers_by_the_signatures_names(affine):
+    assert affine.predict({"x": X})["y"].tolist() == [3, 5, 11]
+    assert affine.predict({"x": X}, "serving_default")["y"].tolist() == [3, 5, 11]
+
+
+def test_several_inputs_and_outputs_are_told_apart(affine):
+    a, b = np.array([[1, 2], [3, 4]], np.float32), np.array([10, 20])
+    outputs = affine.predict({"a": a, "b": b}, "pair")
+    assert outputs["sums"].tolist() == [13, 27]
+    assert outputs["products"].tolist() == [[10, 20], [60, 80]]
+    filtered = affine.predict({"a": a, "b": b}, "pair", ["sums"])
+    assert list(filtered) == ["sums"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (({"x": X}, "nope"), Code.FAILED_PRECONDITION, '"nope" not found'),
+        (({},), Code.INVALID_ARGUMENT, r"Missing but required: \{x\}"),
+        (({"x": X, "z": X},), Code.INVALID_ARGUMENT, r"Sent extra: \{z\}"),
+        (({"x": X.astype(float)},), Code.INVALID_ARGUMENT, "float32 but float64 is provided"),
+        (({"x": X}, "", ["zzz"]), Code.INVALID_ARGUMENT, "alias not found in signature: zzz"),
+        (({"x": X}, "", ["y", "y"]), Code.INVALID_ARGUMENT, "duplicate .*: y"),
+    ],
+)
+def test_what_is_not_accepted_is_named(affine, arguments, code, words):
+    with pytest.raises(ServingError, match=words) as caught:
+        affine.predict(*arguments)
+    assert caught.value.code is code
+
+
+def test_a_models_own_error_keeps_its_code(affine):
+    with pytest.raises((tf.errors.InvalidArgumentError, ServingError)) as caught:
+        affine.predict({"a": np.ones((3, 1), np.float32), "b": np.array([1, 2])}, "pair")
+    assert "3" in str(caught.value) or "0th-dimension" in str(caught.value)
+
+
+def test_shapes_are_not_enforced_by_the_server(add_version):
+    servable = Servable("affine", 1, add_version(1))
+    assert servable.predict({"x": np.ones((2, 2), np.float32)})["y"].tolist() == [[3, 3], [3, 3]]
+
+
+def test_batching_refuses_scalars(add_version):
+    servable = Servable("affine", 1, add_version(1), BATCHING)
+    with pytest.raises(ServingError, match="at least one dimension"):
+        servable.predict({"x": np.float32(1)})
+
+
+def test_two_servables_do_not_share_batches(add_version):
+    slow = BatchingParameters(max_batch_size=8, batch_timeout_micros=50_000)
+    servables = [Servable("affine", n, add_version(n, float(n)), slow) for n in (1, 2, 3)]
+    with futures.ThreadPoolExecutor(9) as pool:
+        answers = pool.map(lambda s: s.predict({"x": X})["y"].tolist(), servables * 3, timeout=60)
+        for servable, values in zip(servables * 3, answers, strict=True):
+            assert values == [servable.version * x + 1 for x in (1, 2, 5)]
+
+
+def test_classify_gives_labels_in_the_models_order(exported):
+    servable = Servable("googlenet", 1, exported)
+    image = tf.io.encode_png(np.full((28, 28, 3), [230, 30, 20], np.uint8)).numpy()
+    feature = tf.train.Feature(bytes_list=tf.train.BytesList(value=[image]))
+    example = tf.train.Example(
+        features=tf.train.Features(feature={"image/encoded": feature})
+    ).SerializeToString()
+    rows = servable.classify([example, example], "classify")
+    assert len(rows) == 2
+    assert {label.name for label in rows[0]} == {"blue", "green", "red"}
+    scores = [label.score for label in rows[0]]
+    assert scores == sorted(scores, reverse=True)
+    assert sum(scores) == pytest.approx(1, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("examples", "signature", "words"),
+    [
+        ([], "classify", "Input is empty"),
+        ([b""], "nope", "No signature was found with the name: nope"),
+        ([b""], "serving_default", "No classification inputs found"),
+    ],
+)
+def test_classify_refuses(exported, examples, signature, words):
+    with pytest.raises(ServingError, match=words) as caught:
+        Servable("googlenet", 1, exported).classify(examples, signature)
+    assert caught.value.code is Code.INVALID_ARGUMENT
+
+
+def test_signature_definitions_are_as_saved(exported):
+    definitions = Servable("googlenet", 1, exported).signature_definitions()
+    assert definitions["classify"].method_name == "tensorflow/serving/classify"
+    assert definitions["embed"].inputs["image_bytes"].name == "embed_image_bytes:0"
+
+
+def test_warm_up_runs_the_recorded_requests(exported, tmp_path):
+    servable = Servable("googlenet", 1, exported)
+    servable.warm_up(exported)
+    bad = tmp_path / "bad"
+    (bad / "assets.extra").mkdir(parents=True)
+    (bad / "assets.extra" / "tf_serving_warmup_requests").write_bytes(b"not a record")
+    with pytest.raises(tf.errors.DataLossError):
+        servable.warm_up(bad)
+    servable.warm_up(tmp_path)
+
+
+def test_what_is_no_saved_model_is_refused(tmp_path, exported):
+    with pytest.raises(ServingError, match="Could not find SavedModel"):
+        Servable("m", 1, tmp_path)
+    (tmp_path / "saved_model.pb").write_bytes(b"\xff\xff broken")
+    with pytest.raises(ServingError, match="Can't parse"):
+        Servable("m", 1, tmp_path)
+    partial = tmp_path / "partial"
+    shutil.copytree(exported, partial)
+    with (partial / "saved_model.pb").open("r+b") as file:
+        file.truncate(file.seek(0, 2) // 2)
+    with pytest.raises(ServingError, match="Can't parse"):
+        Servable("m", 1, partial)
