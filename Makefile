@@ -45,7 +45,7 @@ train: $(READY) ## train on DATASET with PRESET; leaves a folder in runs/
 evaluate: $(READY) ## measure the newest run (or RUN) on its test split
 	@$(PIPELINE) evaluate $(RUN_FLAG) $(MIRROR_FLAG)
 
-export: $(READY) ## evaluate and export the newest run (or RUN), publish it as the next version
+export: $(READY) ## evaluate, export and publish the newest run (or RUN)
 	@$(PIPELINE) evaluate $(RUN_FLAG) $(MIRROR_FLAG)
 	@$(PIPELINE) export $(RUN_FLAG)
 	@$(PIPELINE) publish $(RUN_FLAG)
@@ -59,8 +59,8 @@ classify: $(READY) ## classify IMAGE on the server at ADDRESS
 	@test -n "$(IMAGE)" || { echo 'make: name an image: make classify IMAGE=path/to/image.jpg' >&2; exit 2; }
 	@$(BIN)/tfs classify --address "$(ADDRESS)" "$(IMAGE)"
 
-benchmark: $(READY) ## measure the published model on a server of its own
-	@$(PIPELINE) benchmark --dataset "$(DATASET)"
+benchmark: $(READY) ## measure the published model on a server of its own, or what is at ADDRESS
+	@$(PIPELINE) benchmark --dataset "$(DATASET)" $(if $(filter file,$(origin ADDRESS)),,--address "$(ADDRESS)")
 
 test: lint ## linters, type checks and all tests but the slow ones
 	@$(BIN)/python -m pytest

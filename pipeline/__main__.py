@@ -67,7 +67,7 @@ def benchmark(options: Namespace) -> int:
     from pipeline import benchmark, samples
 
     return benchmark.benchmark(
-        samples.folder(options.dataset, options.data_dir), options.repository
+        samples.folder(options.dataset, options.data_dir), options.repository, options.address
     )
 
 
@@ -86,22 +86,27 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "--preset": {"default": "demo", "help": f"recipe: {', '.join(sorted(config.PRESETS))}"},
     "--epochs": {"type": int, "help": "in place of the preset's"},
     "--batch-size": {"type": int, "help": "in place of the preset's"},
+    "--learning-rate": {"type": float, "help": "in place of the preset's"},
     "--precision": {"help": f"one of {', '.join(config.PRECISIONS)}"},
     "--strategy": {"help": f"tf.distribute strategy: {', '.join(config.STRATEGIES)}"},
     "--seed": {"type": int, "help": "of weights, order and augmentation"},
     "--run": {"type": Path, "help": "a run's folder; the newest if left out"},
     "--runs": {"type": Path, "default": Path("runs"), "help": "where run folders are"},
+    "--address": {"help": "host:port of a server to measure; one is started if left out"},
     "--repository": {"type": Path, "default": Path("models"), "help": "model repository"},
 }
 _DATA = ("--dataset", "--data-dir", "--mirror")
-_RECIPE = ("--preset", "--epochs", "--batch-size", "--precision", "--strategy", "--seed")
+_RECIPE = (
+    *("--preset", "--epochs", "--batch-size", "--learning-rate"),
+    *("--precision", "--strategy", "--seed"),
+)
 STAGES = {
     data: _DATA,
     train: (*_DATA, *_RECIPE, "--runs"),
     evaluate: ("--run", "--runs", "--data-dir", "--mirror"),
     export: ("--run", "--runs"),
     publish: ("--run", "--runs", "--repository"),
-    benchmark: ("--dataset", "--data-dir", "--repository"),
+    benchmark: ("--dataset", "--data-dir", "--repository", "--address"),
     demo: (*_DATA, *_RECIPE, "--runs", "--repository"),
 }
 

@@ -14,8 +14,11 @@ from pipeline.errors import PipelineError
 from pipeline.local_server import serving
 
 
-def benchmark(images: Path, repository: Path) -> int:
-    """Start a server, run `tfs bench` against it, stop it; returns the exit code.
+def benchmark(images: Path, repository: Path, address: str | None = None) -> int:
+    """Run `tfs bench` against a server started for it, or the one at an address.
+
+    Returns:
+        The exit code.
 
     Raises:
         PipelineError: no sample images, nothing published, or the server does not start.
@@ -23,5 +26,7 @@ def benchmark(images: Path, repository: Path) -> int:
     files = sorted(str(path) for path in images.glob("*.png"))
     if not files:
         raise PipelineError(f"no images in {images}: run `make data`")
+    if address:
+        return tfs(["bench", "--address", address, *files])
     with serving(repository) as client:
-        return tfs(["bench", "--address", client.address, "--model", client.model, *files])
+        return tfs(["bench", "--address", client.address, *files])

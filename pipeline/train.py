@@ -140,5 +140,5 @@ class _StopOnNaN(keras.callbacks.Callback):
         if not math.isfinite(loss):
             raise PipelineError(
                 f"the loss is {loss} after step {int(self.model.optimizer.iterations)}: "
-                "train with a lower learning_rate"
+                "train with a lower learning rate"
             )

@@ -21,6 +21,7 @@ from pipeline.run import Run
 ROOT = Path(__file__).parent.parent
 COLOURS = {"blue": (30, 40, 220), "green": (20, 200, 40), "red": (230, 30, 20)}
 IMAGES_PER_CLASS = 16
+FEW_STEPS = {"epochs": 15, "batch_size": 8, "learning_rate": 0.02, "precision": "fp32"}
 
 
 def colour_image(name: str, seed: int) -> np.ndarray:
@@ -47,9 +48,7 @@ def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def recipe(image_folder: Path) -> config.Config:
     """A few steps of training."""
-    return config.from_preset(
-        "demo", dataset=str(image_folder), epochs=4, batch_size=8, precision="fp32"
-    )
+    return config.from_preset("demo", dataset=str(image_folder), **FEW_STEPS)
 
 
 @pytest.fixture(scope="session")

@@ -46,15 +46,16 @@ def wire_form(descriptor: Descriptor) -> dict[str, tuple[object, ...]]:
             WIRE.get(field.type, field.type),
             field.is_repeated,
             field.message_type.name if field.message_type else None,
-            field.containing_oneof.name if field.containing_oneof and not is_encoding(field) else None,
+            choice_of(field),
         )
         for field in descriptor.fields
     }
 
 
-def is_encoding(field: FieldDescriptor) -> bool:
-    """TensorInfo's name is one of several encodings; the client knows that one only."""
-    return field.containing_oneof.name == "encoding"
+def choice_of(field: FieldDescriptor) -> str | None:
+    """The oneof; of the encodings of a TensorInfo the client knows the name only."""
+    oneof = field.containing_oneof
+    return oneof.name if oneof and oneof.name != "encoding" else None
 
 
 def test_every_message_has_an_original():

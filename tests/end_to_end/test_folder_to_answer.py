@@ -24,7 +24,7 @@ from tensorflow_serving.apis import (
 
 from pipeline import evaluate, local_server, preprocessing
 from pipeline import run as runs
-from tests.conftest import COLOURS, ROOT, colour_image
+from tests.conftest import COLOURS, FEW_STEPS, ROOT, colour_image
 
 TIMEOUT = 30
 
@@ -40,7 +40,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def run_commands(image_folder, folders) -> Path:
     """Train, evaluate, export and publish; returns the run's folder."""
     runs_folder, models = folders
-    recipe = ("--preset", "demo", "--epochs", "4", "--batch-size", "8", "--precision", "fp32")
+    recipe = [f"--{name.replace('_', '-')}={value}" for name, value in FEW_STEPS.items()]
     for arguments in (
         ("train", "--dataset", image_folder, *recipe),
         ("evaluate",),

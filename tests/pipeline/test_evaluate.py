@@ -36,5 +36,5 @@ def test_other_classes_are_refused(run, image_folder, tmp_path):
     (tmp_path / "other").mkdir()
     for name in ("blue", "green"):
         (tmp_path / "other" / name).symlink_to(image_folder / name)
-    with pytest.raises(PipelineError, match="2 classes and run .* trained on 3"):
+    with pytest.raises(PipelineError, match=r"2 classes and run .* trained on 3"):
         evaluate.evaluate(run, dataset.load(str(tmp_path / "other")))

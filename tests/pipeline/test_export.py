@@ -56,9 +56,7 @@ def test_the_export_answers_as_the_network_does(loaded, run, data):
     pixels = tf.concat([x for x, _ in batches], 0)
     network = evaluate.load_network(run)(pixels, training=False)
     answer = loaded.signatures["predict_images"](pixels)
-    np.testing.assert_allclose(
-        answer["probabilities"], tf.nn.softmax(network["logits"]), atol=1e-5
-    )
+    np.testing.assert_allclose(answer["probabilities"], tf.nn.softmax(network["logits"]), atol=1e-5)
     assert answer["valid"].numpy().all()
 
 

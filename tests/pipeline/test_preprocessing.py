@@ -50,7 +50,7 @@ def test_shrinking_averages():
 @pytest.mark.parametrize("encode", [tf.io.encode_jpeg, tf.io.encode_png])
 def test_a_bad_image_stays_in_its_row(encode):
     good = [encode(colour_image("blue", seed)).numpy() for seed in range(4)]
-    bad = [b"", b"junk", good[0][: len(good[0]) // 2] if encode is tf.io.encode_png else b"\xff\xd8"]
+    bad = [b"", b"junk", good[0][:30]]
     rows = [good[0], bad[0], good[1], bad[1], bad[2], good[2], good[3]]
     pixels, valid = preprocessing.decode_batch(tf.constant(rows), 32)
     alone, _ = preprocessing.decode_batch(tf.constant(good), 32)

@@ -121,9 +121,7 @@ def test_a_request_larger_than_a_batch_is_refused_or_split():
     recorder = Recorder()
     with pytest.raises(tf.errors.InvalidArgumentError, match="larger than maximum"):
         Batcher(recorder.function, BatchingParameters(4))([tf.ones([5])])
-    splitting = BatchingParameters(
-        16, allowed_batch_sizes=(4,), enable_large_batch_splitting=True
-    )
+    splitting = BatchingParameters(16, allowed_batch_sizes=(4,), enable_large_batch_splitting=True)
     output = Batcher(recorder.function, splitting)([tf.ones([10])])
     assert output[0].numpy().tolist() == [2.0] * 10
     assert max(recorder.sizes) <= 4

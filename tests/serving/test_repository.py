@@ -61,19 +61,19 @@ def test_a_broken_version_does_not_replace_a_good_one(repository, add_version, t
 
 def test_a_failed_version_is_tried_again(repository, add_version, tmp_path):
     add_version(1)
-    partial = tmp_path / "affine" / "2"
-    partial.mkdir()
     served = repository(Polling(seconds=0, load_retries=1, retry_seconds=0))
     served.start()
-    assert states(served)[2] is State.END
+    partial = tmp_path / "affine" / "2"
+    partial.mkdir()
+    served.poll()
+    assert states(served) == {2: State.END, 1: State.AVAILABLE}
     shutil.copytree(tmp_path / "affine" / "1", partial, dirs_exist_ok=True)
     served.poll()
-    assert states(served) == {2: State.AVAILABLE, 1: State.END} or answer(served)[0] == 2
+    assert states(served) == {2: State.AVAILABLE, 1: State.END}
 
 
 def test_tries_end(repository, add_version, tmp_path):
     add_version(1)
-    (tmp_path / "affine" / "2").mkdir()
     loads = []
 
     def load(name, version, path):
@@ -82,10 +82,8 @@ def test_tries_end(repository, add_version, tmp_path):
 
     config = ModelConfig("affine", tmp_path / "affine")
     served = Repository([config], load, Polling(0, 2, 0), threading.Event())
-    add_version(3)
     served.start()
-    assert answer(served)[0] == 3
-    shutil.rmtree(tmp_path / "affine" / "3")
+    (tmp_path / "affine" / "2").mkdir()
     for _ in range(6):
         served.poll()
     assert loads.count(2) == 3
