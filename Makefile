@@ -13,6 +13,7 @@ MIRROR_FLAG := $(if $(MIRROR),--mirror "$(MIRROR)")
 RUN_FLAG := $(if $(RUN),--run "$(RUN)")
 
 .DEFAULT_GOAL := help
+.NOTPARALLEL: # stages follow each other
 .PHONY: help setup demo data train evaluate export serve classify benchmark test lint format proto clean
 
 help: ## print this list
@@ -34,7 +35,7 @@ $(READY): constraints.txt pyproject.toml clients/pyproject.toml
 	@touch $@
 
 demo: $(READY) ## everything once: data, train, evaluate, export, publish, serve, classify
-	@$(PIPELINE) demo --preset $(PRESET) --dataset "$(DATASET)" $(MIRROR_FLAG)
+	@$(PIPELINE) demo $(MIRROR_FLAG)
 
 data: $(READY) ## fetch and prepare DATASET, or check a folder of images
 	@$(PIPELINE) data --dataset "$(DATASET)" $(MIRROR_FLAG)

@@ -73,10 +73,9 @@ def benchmark(options: Namespace) -> int:
 
 def demo(options: Namespace) -> None:
     """All of it once, with a comparison of served and offline answers"""
-    recipe = _recipe(options)
     from pipeline import demo
 
-    demo.demo(recipe, options.data_dir, options.mirror, options.runs, options.repository)
+    demo.demo(options.data_dir, options.mirror, options.runs, options.repository)
 
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -107,7 +106,7 @@ STAGES = {
     export: ("--run", "--runs"),
     publish: ("--run", "--runs", "--repository"),
     benchmark: ("--dataset", "--data-dir", "--repository", "--address"),
-    demo: (*_DATA, *_RECIPE, "--runs", "--repository"),
+    demo: ("--data-dir", "--mirror", "--runs", "--repository"),
 }
 
 
@@ -130,6 +129,9 @@ def main(arguments: list[str] | None = None) -> int:
         return options.stage(options) or 0
     except PipelineError as error:
         print(f"pipeline: error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:  # a full disk, a folder that may not be written
+        print(f"pipeline: error: {error}: mend that and run the stage again", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("pipeline: interrupted", file=sys.stderr)

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 from pipeline.errors import PipelineError, choice
 
+MODEL_NAME = "googlenet"  # of the servable, and of its directory in the model repository
+
 PRECISIONS = ("auto", "fp32", "bf16")
 STRATEGIES = ("one", "mirrored", "multiworker", "tpu")
 VARIANTS = ("paper", "batch_norm", "torchvision")

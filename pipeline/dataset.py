@@ -166,7 +166,8 @@ def _prepare(builder, name: str, data_dir: Path, mirror: str | None) -> None:
     except Exception as error:  # TFDS raises whatever its download, file and parse code raises
         source = f" from {builder.URL}" if upstream is not None else ""
         raise PipelineError(
-            f"dataset {name} could not be prepared{source}: {_first_line(error)}"
+            f"dataset {name} could not be prepared{source}: {_first_line(error)}: "
+            "mend that, or name a mirror of its files with --mirror"
         ) from error
 
 

@@ -22,14 +22,13 @@ SHOWN = 8
 FLOOR = 0.88  # what the preset reaches with certainty; below it something is broken
 
 
-def demo(
-    recipe: config.Config, data_dir: Path, mirror: str | None, runs: Path, models: Path
-) -> None:
-    """Run every stage and compare the served answers with the offline ones.
+def demo(data_dir: Path, mirror: str | None, runs: Path, models: Path) -> None:
+    """Run every stage on Fashion-MNIST and compare the served answers with the offline ones.
 
     Raises:
         PipelineError: they differ, or are worse than they should be.
     """
+    recipe = config.from_preset("demo")
     data = _stage("data", lambda: dataset.load(recipe.dataset, data_dir, mirror))
     print(f"{data.train_size:,} training and {data.test_size:,} test images")
     run = _stage("train", lambda: train.train(recipe, data, runs))

@@ -17,8 +17,12 @@ k = min(5, C), best first. A row whose image cannot be decoded has `valid` false
 and zeros elsewhere.
 """
 
+import contextlib
 import hashlib
 import json
+import os
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
@@ -29,9 +33,9 @@ from tensorflow.python.framework.convert_to_constants import convert_variables_t
 from tensorflow_serving.apis import model_pb2, predict_pb2, prediction_log_pb2
 
 from pipeline import evaluate, files, preprocessing
+from pipeline.config import MODEL_NAME
 from pipeline.run import Run
 
-MODEL_NAME = "googlenet"
 TOP = 5
 CLASSIFY_METHOD = "tensorflow/serving/classify"
 EXTRA = "assets.extra"
@@ -103,9 +107,28 @@ def _frozen(network) -> Callable[[tf.Tensor], dict[str, tf.Tensor]]:
     """The network as a function of constants: nothing to restore at load, no Keras to rebuild."""
     pixels = tf.TensorSpec(network.input.shape, tf.uint8, "pixels")
     concrete = tf.function(lambda x: network(x, training=False)).get_concrete_function(pixels)
-    constant = convert_variables_to_constants_v2(concrete)
+    with _without_native_notes():
+        constant = convert_variables_to_constants_v2(concrete)
     names = sorted(concrete.structured_outputs)  # the order in which tf.nest flattens a dict
     return lambda x: dict(zip(names, constant(x), strict=True))
+
+
+@contextlib.contextmanager
+def _without_native_notes() -> Iterator[None]:
+    """Keep back what C++ writes to stderr and no log level silences, unless something fails."""
+    sys.stderr.flush()
+    stderr = os.dup(2)
+    with tempfile.TemporaryFile() as notes:
+        os.dup2(notes.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            notes.seek(0)
+            os.write(stderr, notes.read())
+            raise
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
 
 
 def _write(servable: _Servable, run: Run, folder: Path) -> None:

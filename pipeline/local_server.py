@@ -14,8 +14,8 @@ from typing import IO
 
 from tfs_client import Client, TFSError
 
+from pipeline.config import MODEL_NAME
 from pipeline.errors import PipelineError
-from pipeline.export import MODEL_NAME
 
 BATCHING_CONFIG = Path(__file__).parents[1] / "serving/config/batching.config"
 START_SECONDS = 120.0

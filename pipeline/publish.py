@@ -13,13 +13,14 @@ import tempfile
 from pathlib import Path
 
 from pipeline import export, files
+from pipeline.config import MODEL_NAME
 from pipeline.errors import PipelineError
 
 DEFAULT_REPOSITORY = Path("models")
 STAGING_PREFIX = ".staging-"  # servers read directories named by a number only
 
 
-def publish(exported: Path, repository: Path, model: str = export.MODEL_NAME) -> Path:
+def publish(exported: Path, repository: Path, model: str = MODEL_NAME) -> Path:
     """Copy an export into the repository as the highest version + 1; returns its directory.
 
     Raises:

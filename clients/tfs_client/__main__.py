@@ -102,7 +102,12 @@ def _metadata(client: Client, _: argparse.Namespace) -> int:
 def _bench(client: Client, options: argparse.Namespace) -> int:
     """Measure how many images a second the server classifies."""
     images = closed_loop.read_images(options.images)
-    expected = [answer.label for answer in client.classify(images)]
+    answers = client.classify(images)
+    expected = [answer.label for answer in answers]
+    print(
+        f"{client.model} version {answers[0].version} at {client.address}: "
+        f"{len(images)} images in turn, {options.seconds:g} s a line"
+    )
     print(report.HEADER)
     for callers in options.concurrency:
         result = closed_loop.measure(client, images, expected, callers, options.seconds)

@@ -69,7 +69,8 @@ def test_usage_errors_are_one_line(arguments, words, capsys):
 def test_bench_prints_a_row_for_each_number_of_callers(client, image, capsys):
     arguments = ["--concurrency", "1,4", "--seconds", "1", image]
     assert main(["bench", "--address", client.address, *arguments]) == 0
-    header, one, four = capsys.readouterr().out.splitlines()
+    title, header, one, four = capsys.readouterr().out.splitlines()
+    assert title == f"googlenet version 1 at {client.address}: 1 images in turn, 1 s a line"
     assert header.split()[:2] == ["callers", "images/s"]
     assert (one.split()[0], four.split()[0]) == ("1", "4")
     assert float(one.split()[1]) > 1
