@@ -95,6 +95,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 def serve(flags: argparse.Namespace) -> None:
     """Load the models, answer until SIGTERM or SIGINT, finish what is running."""
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
     import tensorflow as tf
 
     from serving import batching, grpc_api, models_config
@@ -123,9 +126,6 @@ def serve(flags: argparse.Namespace) -> None:
         flags.max_num_load_retries,
         flags.load_retry_interval_micros / 1e6,
     )
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
     grpc_api.check_port(flags.port)
     repository = Repository(models, load, polling, stop)
     repository.start()
