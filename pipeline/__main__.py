@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import signal
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -125,6 +126,9 @@ def main(arguments: list[str] | None = None) -> int:
         for name in names:
             stage.add_argument(name, **OPTIONS[name])
     options = parser.parse_args(arguments)
+    # An exception, so that every stage cleans up behind itself.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda n, _: sys.exit(128 + n))
     try:
         return options.stage(options) or 0
     except PipelineError as error:

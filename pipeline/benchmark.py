@@ -25,7 +25,7 @@ def benchmark(images: Path, repository: Path, address: str | None = None) -> int
     """
     files = sorted(str(path) for path in images.glob("*.png"))
     if not files:
-        raise PipelineError(f"no images in {images}: run `make data`")
+        raise PipelineError(f"no images in {images}: run `make data` with the same DATASET")
     if address:
         return tfs(["bench", "--address", address, *files])
     with serving(repository) as client:

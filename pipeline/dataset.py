@@ -14,6 +14,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import absl.logging
 import tensorflow as tf
 from tqdm import tqdm
 
@@ -60,6 +61,8 @@ def load(name: str, data_dir: Path = DEFAULT_DATA_DIR, mirror: str | None = None
         PipelineError: unknown data set; files not to be had; for a folder: one class only, a class
             without images, an image that cannot be read.
     """
+    if not name:
+        raise PipelineError("the dataset has no name: give a TFDS name or a folder of images")
     if Path(name).is_dir():
         return _from_folder(Path(name))
     if "/" in name and not _is_tfds_name(name):
@@ -120,14 +123,15 @@ def _from_tfds(name: str, data_dir: Path, mirror: str | None) -> Dataset:
 
     if not sys.stderr.isatty():
         tfds.disable_progress_bar()
+    absl.logging.set_verbosity(absl.logging.ERROR)
     # Data sets' statistics in Google's bucket are not needed, and not reachable everywhere.
     tfds.core.utils.gcs_utils._is_gcs_disabled = True
     try:
         builder = tfds.builder(name, data_dir=data_dir)
-    except (tfds.core.registered.DatasetNotFoundError, ValueError) as error:
+    except Exception as error:  # TFDS's own, and whatever its parsing and its back-ends raise
         raise PipelineError(
-            f"unknown dataset {name!r}: give a TFDS name (fashion_mnist, cifar10, …) "
-            "or an existing folder with a sub-folder of images per class"
+            f"unknown dataset {name!r} ({_first_line(error)}): give a TFDS name (fashion_mnist, "
+            "cifar10, …) or an existing folder with a sub-folder of images per class"
         ) from error
     _check_kind(builder.info, name)
     if not builder.is_prepared():
@@ -155,6 +159,8 @@ def _check_kind(info, name: str) -> None:
 
 
 def _prepare(builder, name: str, data_dir: Path, mirror: str | None) -> None:
+    if mirror and "://" not in mirror:
+        raise PipelineError(f"mirror {mirror!r} is no address: give one like file:///folder/")
     upstream = getattr(builder, "URL", None)
     if upstream is None and mirror:
         raise PipelineError(f"TFDS cannot read dataset {name} from a mirror: leave out --mirror")
@@ -166,8 +172,8 @@ def _prepare(builder, name: str, data_dir: Path, mirror: str | None) -> None:
     except Exception as error:  # TFDS raises whatever its download, file and parse code raises
         source = f" from {builder.URL}" if upstream is not None else ""
         raise PipelineError(
-            f"dataset {name} could not be prepared{source}: {_first_line(error)}: "
-            "mend that, or name a mirror of its files with --mirror"
+            f"dataset {name} could not be prepared{source}: {_first_line(error)}: mend that, or "
+            f"name {'another' if mirror else 'a'} mirror of its files with --mirror"
         ) from error
 
 
@@ -208,11 +214,10 @@ def _list_classes(folder: Path) -> dict[str, list[Path]]:
         )
     classes = {}
     for subfolder in subfolders:
-        images = sorted(
-            path
-            for path in subfolder.iterdir()
-            if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
-        )
+        files = sorted(path for path in subfolder.iterdir() if not path.name.startswith("."))
+        images = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
+        if len(images) < len(files):
+            print(f"class {subfolder.name!r}: {len(files) - len(images)} files are no images")
         if len(images) < 2:
             raise PipelineError(
                 f"class {subfolder.name!r} in {folder} has {len(images) or 'no'} "
@@ -236,10 +241,15 @@ def _check_images(paths: list[Path]) -> None:
 
 
 def _decoding_error(path: Path) -> str | None:
+    if not path.is_file():
+        return "it is not a file"
     try:
         preprocessing.decode(tf.io.read_file(str(path)))
+    except UnicodeEncodeError:
+        return "its name is not UTF-8"
     except tf.errors.OpError as error:
-        return error.message.splitlines()[0]
+        # Less the names of TensorFlow's ops, and of its inner functions.
+        return re.sub(r"\{\{.*?\}\} *| *\[Op:.*", "", error.message.splitlines()[0])
     return None
 
 

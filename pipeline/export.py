@@ -75,19 +75,23 @@ class _Servable(tf.Module):
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "inputs")])
     def classify(self, inputs):
-        feature = tf.io.FixedLenFeature([], tf.string, default_value="")
-        image_bytes = tf.io.parse_example(inputs, {"image/encoded": feature})["image/encoded"]
-        answer = self.serving_default(image_bytes)
+        answer = self._classified(*preprocessing.decode_batch(inputs, self._size, _image_in))
         return {name: answer[name] for name in ("classes", "scores")}
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "image_bytes")])
     def embed(self, image_bytes):
         pixels, valid = preprocessing.decode_batch(image_bytes, self._size)
-        embedding = self._network(pixels)["embedding"]
+        embedding = self._run(pixels)["embedding"]
         return {"embedding": _zero_unless(valid, embedding), "valid": valid}
 
+    def _run(self, pixels):
+        """The network on any number of rows; convolutions refuse to run on none."""
+        rows = tf.shape(pixels)[0]
+        some = tf.pad(pixels, [[0, tf.cast(rows == 0, tf.int32)], [0, 0], [0, 0], [0, 0]])
+        return {name: output[:rows] for name, output in self._network(some).items()}
+
     def _classified(self, pixels, valid):
-        logits = self._network(pixels)["logits"]
+        logits = self._run(pixels)["logits"]
         probabilities = _zero_unless(valid, tf.nn.softmax(logits))
         scores, labels = tf.math.top_k(probabilities, min(TOP, len(self._class_names)))
         names = tf.gather(tf.constant(self._class_names), labels)
@@ -97,6 +101,12 @@ class _Servable(tf.Module):
             "probabilities": probabilities,
             "valid": valid,
         }
+
+
+def _image_in(example: tf.Tensor) -> tf.Tensor:
+    """The encoded image of a serialized tf.Example; parsed alone, so that it fails alone."""
+    feature = tf.io.FixedLenFeature([], tf.string)
+    return tf.io.parse_single_example(example, {"image/encoded": feature})["image/encoded"]
 
 
 def _zero_unless(valid: tf.Tensor, values: tf.Tensor) -> tf.Tensor:

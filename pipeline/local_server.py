@@ -1,12 +1,10 @@
 """The embedded server as a process of its own, for as long as something here needs it."""
 
 import contextlib
-import signal
 import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -59,32 +57,15 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def _stopping(process: subprocess.Popen) -> Iterator[None]:
-    """End the process however the block is left, on SIGTERM and SIGHUP to ourselves too."""
-    with _signals_as_exit():
-        try:
-            yield
-        finally:
-            process.terminate()
-            try:
-                process.wait(STOP_SECONDS)
-            except subprocess.TimeoutExpired:
-                process.kill()
-
-
-@contextlib.contextmanager
-def _signals_as_exit() -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {
-        number: signal.signal(number, lambda n, _: sys.exit(128 + n))
-        for number in (signal.SIGTERM, signal.SIGHUP)
-    }
+    """End the process however the block is left."""
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        process.terminate()
+        try:
+            process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
 
 
 def _wait(process: subprocess.Popen, client: Client, output: IO[str]) -> None:

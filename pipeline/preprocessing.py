@@ -4,6 +4,8 @@ The network reads uint8 pixels [N,S,S,3] and scales them itself, so that what is
 stages, and what is cached and sent, is whole numbers: equal or not, never nearly.
 """
 
+from collections.abc import Callable
+
 import tensorflow as tf
 
 
@@ -37,7 +39,9 @@ def decode(image_bytes: tf.Tensor) -> tf.Tensor:
     return image
 
 
-def decode_batch(image_bytes: tf.Tensor, size: int) -> tuple[tf.Tensor, tf.Tensor]:
+def decode_batch(
+    records: tf.Tensor, size: int, extract: Callable[[tf.Tensor], tf.Tensor] = tf.identity
+) -> tuple[tf.Tensor, tf.Tensor]:
     """Decode and resize a batch in which any image may be broken.
 
     A graph has no try and except, and a decode error would fail the whole batch, into which a
@@ -45,17 +49,18 @@ def decode_batch(image_bytes: tf.Tensor, size: int) -> tuple[tf.Tensor, tf.Tenso
     elements that fail; the rest are put back in their rows by index.
 
     Args:
-        image_bytes: string [N], encoded images.
+        records: string [N], encoded images.
         size: S, the side wanted.
+        extract: where a record holds an encoded image, takes it out: string [] to string [].
 
     Returns:
         uint8 [N,S,S,3] with zeros where decoding failed, and bool [N], true where it succeeded.
     """
-    count = tf.size(image_bytes, out_type=tf.int64)
+    count = tf.size(records, out_type=tf.int64)
     decoded = (
-        tf.data.Dataset.from_tensor_slices((tf.range(count), image_bytes))
+        tf.data.Dataset.from_tensor_slices((tf.range(count), records))
         .map(
-            lambda row, encoded: (row, to_pixels(decode(encoded), size)),
+            lambda row, record: (row, to_pixels(decode(extract(record)), size)),
             num_parallel_calls=tf.data.AUTOTUNE,
         )
         .ignore_errors()

@@ -16,7 +16,6 @@ from pipeline import export, files
 from pipeline.config import MODEL_NAME
 from pipeline.errors import PipelineError
 
-DEFAULT_REPOSITORY = Path("models")
 STAGING_PREFIX = ".staging-"  # servers read directories named by a number only
 
 
@@ -52,7 +51,10 @@ def check(exported: Path) -> None:
     manifest = exported / export.EXTRA / "manifest.json"
     if not manifest.is_file():
         raise PipelineError(f"no export at {exported}: make one with `make export`")
-    promised = json.loads(manifest.read_text())["sha256"]
+    try:
+        promised = dict(json.loads(manifest.read_text())["sha256"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise PipelineError(f"{manifest} is broken ({error}): export the run again") from error
     found = dict(export.checksums(exported))
     for name in sorted(promised.keys() | found.keys()):
         if promised.get(name) != found.get(name):
@@ -63,7 +65,9 @@ def check(exported: Path) -> None:
 
 def versions(base: Path) -> list[int]:
     """The published versions of a model, ascending."""
-    return sorted(int(path.name) for path in base.iterdir() if path.name.isdigit())
+    return sorted(
+        int(path.name) for path in base.iterdir() if path.name.isascii() and path.name.isdigit()
+    )
 
 
 def _rename_to_next(staged: Path, base: Path) -> Path:

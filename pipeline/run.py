@@ -19,8 +19,6 @@ from pathlib import Path
 from pipeline import config, files
 from pipeline.errors import PipelineError
 
-DEFAULT_ROOT = Path("runs")
-
 
 @dataclass(frozen=True)
 class Run:
@@ -79,10 +77,12 @@ def load(path: Path) -> Run:
     record = path / "run.json"
     if not record.is_file():
         raise PipelineError(f"no run at {path}: train one with `make train`, or name it with --run")
-    saved = json.loads(record.read_text())
-    run = Run(
-        path, config.Config(**saved["config"]), tuple(saved["class_names"]), saved["git_commit"]
-    )
+    try:
+        saved = json.loads(record.read_text())
+        recipe = config.Config(**saved["config"])
+        run = Run(path, recipe, tuple(saved["class_names"]), saved["git_commit"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise PipelineError(f"{record} is not a run's record ({error}): train again") from error
     if not run.weights.is_file():
         raise PipelineError(f"run {path} has no weights.h5: its training did not finish")
     return run

@@ -57,7 +57,11 @@ def train(recipe: Config, data: Dataset, root: Path) -> Run:
         PipelineError: the loss is no longer a number, or the strategy cannot be had.
     """
     keras.utils.set_random_seed(recipe.seed)
-    strategy = STRATEGIES[recipe.strategy]()
+    try:
+        strategy = STRATEGIES[recipe.strategy]()
+    except (ValueError, RuntimeError) as error:  # a TF_CONFIG that is none, a cluster that is not
+        reason = str(error).splitlines()[0]
+        raise PipelineError(f"strategy {recipe.strategy} cannot start: {reason}") from error
     dtype = choose_dtype(recipe.precision)
     steps = max(1, data.train_size // recipe.batch_size)
     run = create(root, recipe, data.class_names)

@@ -7,6 +7,7 @@ code is 0 then, and 2 for a flag or file that the server cannot start with.
 """
 
 import argparse
+import functools
 import logging
 import os
 import signal
@@ -37,14 +38,19 @@ def _boolean(text: str) -> bool:
     return values[text.lower()]
 
 
-def _count(text: str) -> int:
+def _whole(text: str, least: int = 0, most: int = 2**31 - 1) -> int:
     try:
         value = int(text)
     except ValueError:
-        value = -1
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0")
+        value = least - 1
+    if not least <= value <= most:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least} to {most}")
     return value
+
+
+_count = _whole
+_port = functools.partial(_whole, least=1, most=65535)
+_positive = functools.partial(_whole, least=1)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -54,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     def add_switch(name: str, default: bool, text: str) -> None:
         add(name, type=_boolean, nargs="?", const=True, default=default, help=text)
 
-    add("--port", type=_count, default=8500, help="TCP port of the gRPC API")
+    add("--port", type=_port, default=8500, help="TCP port of the gRPC API")
     add("--model_name", default="default", help="name of the one model served")
     add("--model_base_path", type=Path, help="directory that holds its version directories")
     add("--model_config_file", type=Path, help="models.config, in place of the two flags above")
@@ -62,11 +68,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--batching_parameters_file", type=Path, help="batching.config")
     add("--file_system_poll_wait_seconds", type=_count, default=1, help="0: look once")
     add("--max_num_load_retries", type=_count, default=5)
-    add("--load_retry_interval_micros", type=_count, default=60_000_000)
+    add("--load_retry_interval_micros", type=int, default=60_000_000)
     add_switch("--enable_model_warmup", True, "replay a version's warm-up requests first")
     add_switch("--enable_serialization_as_tensor_content", False, "pack the numbers of answers")
     threads = max(MIN_GRPC_THREADS, 4 * (os.cpu_count() or 1))
-    add("--grpc_max_threads", type=_count, default=threads, help="requests under way at a time")
+    add("--grpc_max_threads", type=_positive, default=threads, help="requests under way at a time")
     add("--tensorflow_intra_op_parallelism", type=_count, default=0, help="0: one per CPU")
     add("--tensorflow_inter_op_parallelism", type=_count, default=0, help="0: one per CPU")
     return parser
@@ -74,6 +80,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the server until it is told to stop; returns the exit code."""
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
     parser = _parser()
     flags = parser.parse_args(arguments)
     if bool(flags.model_base_path) == bool(flags.model_config_file):
@@ -86,26 +95,21 @@ def main(arguments: list[str] | None = None) -> int:
     from serving.errors import ConfigError  # TensorFlow's import takes seconds; --help need not
 
     try:
-        serve(flags)
+        serve(flags, stop)
     except ConfigError as error:
         print(f"{parser.prog}: error: {error}", file=sys.stderr)
         return 2
     return 0
 
 
-def serve(flags: argparse.Namespace) -> None:
-    """Load the models, answer until SIGTERM or SIGINT, finish what is running."""
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+def serve(flags: argparse.Namespace, stop: threading.Event) -> None:
+    """Load the models, answer until told to stop, finish what is running."""
     import tensorflow as tf
 
     from serving import batching, grpc_api, models_config
     from serving.engine import Servable
     from serving.repository import Polling, Repository
 
-    tf.config.threading.set_intra_op_parallelism_threads(flags.tensorflow_intra_op_parallelism)
-    tf.config.threading.set_inter_op_parallelism_threads(flags.tensorflow_inter_op_parallelism)
     models = (
         models_config.read(flags.model_config_file)
         if flags.model_config_file
@@ -114,6 +118,10 @@ def serve(flags: argparse.Namespace) -> None:
     parameters = batching.BatchingParameters() if flags.enable_batching else None
     if flags.batching_parameters_file:
         parameters = batching.read(flags.batching_parameters_file)
+    tf.config.threading.set_intra_op_parallelism_threads(flags.tensorflow_intra_op_parallelism)
+    tf.config.threading.set_inter_op_parallelism_threads(
+        batching.inter_op_threads(parameters, flags.tensorflow_inter_op_parallelism)
+    )
 
     def load(name: str, version: int, path: Path) -> Servable:
         servable = Servable(name, version, path, parameters)

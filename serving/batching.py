@@ -7,10 +7,12 @@ module reads its parameters from the same file and makes a queue per servable, s
 import functools
 import itertools
 import os
+import weakref
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import numpy as np
 import tensorflow as tf
 from google.protobuf import (
     descriptor_pb2,
@@ -20,7 +22,7 @@ from google.protobuf import (
     wrappers_pb2,
 )
 
-from serving.errors import ConfigError
+from serving.errors import ConfigError, ServingError, code_of, translate
 
 # BatchingParameters of tensorflow_serving/servables/tensorflow/session_bundle_config.proto, which
 # the tensorflow-serving-api package lacks: field -> (number, type).
@@ -37,9 +39,10 @@ _PROTO_FIELDS = {
 }
 _NOT_SUPPORTED = ("pad_variable_length_inputs", "thread_pool_name", "max_execution_batch_size")
 
-# Each image size seen gets a queue of its own, since a batch has one shape; beyond this many,
-# requests of further sizes run unbatched.
+# Each image size seen gets a queue of its own, since a batch has one shape; beyond this many, the
+# oldest goes.
 MAX_QUEUES = 64
+MAX_VALUE = 2**31 - 1
 
 Function: TypeAlias = tf.types.experimental.ConcreteFunction
 
@@ -73,8 +76,9 @@ class BatchingParameters:
             ("max_enqueued_batches", 1),
             ("num_batch_threads", 0),
         ):
-            if getattr(self, name) < least:
-                raise ConfigError(f"{name} is {getattr(self, name)}: it must be at least {least}")
+            value = getattr(self, name)
+            if not least <= value <= MAX_VALUE:
+                raise ConfigError(f"{name} is {value}: it must be from {least} to {MAX_VALUE}")
         sizes = self.allowed_batch_sizes
         if any(a >= b for a, b in itertools.pairwise(sizes)):
             raise ConfigError(f"allowed_batch_sizes {sizes} must rise")
@@ -83,6 +87,16 @@ class BatchingParameters:
                 f"the last of allowed_batch_sizes is {sizes[-1]}: it must be "
                 f"max_batch_size, {self.max_batch_size}"
             )
+
+    @property
+    def threads(self) -> int:
+        """Batches run at a time."""
+        return self.num_batch_threads or cpus()
+
+
+def inter_op_threads(parameters: BatchingParameters | None, wanted: int = 0) -> int:
+    """Size of TensorFlow's inter-op pool: `wanted`, or one per CPU, and one per batch thread."""
+    return (wanted or cpus()) + (parameters.threads if parameters else 0)
 
 
 def read(path: Path) -> BatchingParameters:
@@ -94,7 +108,7 @@ def read(path: Path) -> BatchingParameters:
     message = _message_class()()
     try:
         text_format.Parse(path.read_text(), message)
-    except (OSError, text_format.ParseError) as error:
+    except (OSError, UnicodeDecodeError, text_format.ParseError) as error:
         raise ConfigError(f"batching parameters file {path}: {error}") from error
     values: dict[str, Any] = {}
     for field, value in message.ListFields():
@@ -111,65 +125,115 @@ def read(path: Path) -> BatchingParameters:
 
 
 class Batcher:
-    """One signature's function, run on merged batches."""
+    """One signature's function, run on merged batches.
+
+    The scheduler's op calls back into Python once a batch, and the function runs from there:
+    within the op it would be instantiated anew for each queue, with its weights, and never freed.
+    Each batch under way so holds a thread of TensorFlow's inter-op pool while the function needs
+    another: see `inter_op_threads`.
+    """
 
     def __init__(self, function: Function, parameters: BatchingParameters) -> None:
+        if (tf.config.threading.get_inter_op_parallelism_threads() or cpus()) <= parameters.threads:
+            raise ConfigError(
+                f"{parameters.threads} batch threads would wait for TensorFlow's inter-op threads "
+                f"for ever: set at least {inter_op_threads(parameters)} of those"
+            )
         self._function = function
         self._parameters = parameters
-        # One scheduler for all queues of the signature; names are process-wide.
-        self._scheduler = f"batch_scheduler_{next(_serial)}"
+        self._serial = next(_serial)
         self._queues: dict[str, tf.types.experimental.PolymorphicFunction] = {}
 
     def __call__(self, tensors: list[tf.Tensor]) -> list[tf.Tensor]:
-        """Run the function on tensors [N, …] merged with those of other callers; blocks."""
-        return self._queue(tensors)(*tensors)
+        """Run the function on tensors [N, …] merged with those of other callers; blocks.
+
+        Raises:
+            ServingError: what the function raised on the batch that these tensors were in.
+            tf.errors.OpError: the batch could not be queued.
+        """
+        *outputs, failures = self._queue(tensors)(*tensors)
+        if failures.shape[0] and (failure := failures[0].numpy()):
+            number, _, message = failure.decode(errors="replace").partition(":")
+            raise ServingError(code_of(int(number)), message)
+        return outputs
 
     def _queue(self, tensors: list[tf.Tensor]):
-        key = ",".join(str(list(tensor.shape)[1:]) for tensor in tensors)
-        queue = self._queues.get(key)
-        if queue is None and len(self._queues) >= MAX_QUEUES:
-            return lambda *args: run(self._function, list(args))
-        return queue or self._queues.setdefault(key, self._new_queue(key, tensors))
+        key = f"{self._serial} {[tensor.shape.as_list()[1:] for tensor in tensors]}"
+        if key not in self._queues:
+            if len(self._queues) >= MAX_QUEUES:
+                self._queues.pop(next(iter(self._queues)))
+            self._queues[key] = self._new_queue(key, [tensor.dtype for tensor in tensors])
+        return self._queues[key]
 
-    def _new_queue(self, key: str, tensors: list[tf.Tensor]):
+    def _new_queue(self, key: str, dtypes: list[tf.DType]):
         parameters = self._parameters
+        output_dtypes = [*(output.dtype for output in self._function.outputs), tf.string]
+        specs = [tf.TensorSpec(None, dtype) for dtype in dtypes]
+        # TensorFlow never lets go of a numpy_function: it must not hold the model.
+        method = weakref.WeakMethod(self._compute)
 
-        @tf.function(
-            autograph=False, input_signature=[tf.TensorSpec(None, t.dtype) for t in tensors]
-        )
+        def run_batch(*arrays: np.ndarray) -> list[np.ndarray]:
+            compute_now = method()
+            assert compute_now, "a caller holds the model"
+            return compute_now(*arrays)
+
+        @tf.function(autograph=False, input_signature=specs)
+        def compute(*batch):
+            return tf.numpy_function(run_batch, batch, output_dtypes)
+
+        @tf.function(autograph=False, input_signature=specs)
         def batched(*args):
             return tf.raw_ops.BatchFunction(
                 in_tensors=list(args),
-                captured_tensors=self._function.captured_inputs,
-                f=self._function,
-                Tout=[output.dtype for output in self._function.outputs],
-                num_batch_threads=parameters.num_batch_threads or _cpus(),
+                captured_tensors=[],
+                f=compute.get_concrete_function(),
+                Tout=output_dtypes,
+                num_batch_threads=parameters.threads,
                 max_batch_size=parameters.max_batch_size,
                 batch_timeout_micros=parameters.batch_timeout_micros,
                 max_enqueued_batches=parameters.max_enqueued_batches,
                 allowed_batch_sizes=list(parameters.allowed_batch_sizes),
                 enable_large_batch_splitting=parameters.enable_large_batch_splitting,
-                shared_name=self._scheduler,
+                # One scheduler, and its threads, for all: the names live as long as the process.
+                shared_name=f"batch_scheduler {parameters}",
                 batching_queue=key,
             )
 
-        return batched
+        return batched.get_concrete_function()
+
+    def _compute(self, *batch: np.ndarray) -> list[np.ndarray]:
+        """The function's outputs, and for each row what went wrong: `code:message`, or nothing.
+
+        An error goes the way of an answer because the op would keep its text only.
+        """
+        rows = len(batch[0])
+        try:
+            outputs = run(self._function, [tf.constant(array) for array in batch])
+        except Exception as error:  # the one way out for whatever a model raises
+            failure = translate(error)
+            blanks = [_blank(output.dtype, rows) for output in self._function.outputs]
+            text = f"{failure.code.value.number}:{failure.message}".encode()
+            return [*blanks, np.array([text] * rows, object)]
+        return [*(output.numpy() for output in outputs), np.array([b""] * rows, object)]
 
 
-def run(function: Function, tensors: list[tf.Tensor]) -> list[tf.Tensor]:
-    """Run a signature's function on a request's tensors alone.
-
-    By the op rather than by a Python call, which would hold requests to the signature's shapes:
-    TensorFlow Serving does not.
-    """
-    return tf.raw_ops.StatefulPartitionedCall(
-        args=[*tensors, *function.captured_inputs],
-        Tout=[output.dtype for output in function.outputs],
-        f=function,
+def _blank(dtype: tf.DType, rows: int) -> np.ndarray:
+    return (
+        np.full(rows, b"", object) if dtype == tf.string else np.zeros(rows, dtype.as_numpy_dtype)
     )
 
 
-def _cpus() -> int:
+def run(function: Function, tensors: list[tf.Tensor]) -> list[tf.Tensor]:
+    """Run a signature's function on tensors as they are.
+
+    Not by a plain call, which would hold requests to the signature's shapes: TensorFlow Serving
+    does not. Nor by the PartitionedCall op, whose kernel would outlive the function.
+    """
+    return function.inference_fn.call_flat(*tensors, *function.captured_inputs)
+
+
+def cpus() -> int:
+    """CPUs that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

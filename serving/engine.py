@@ -15,7 +15,7 @@ from tensorflow_serving.apis import prediction_log_pb2
 
 from serving import tensors
 from serving.batching import Batcher, BatchingParameters, Function, run
-from serving.errors import Code, ServingError, invalid_argument
+from serving.errors import Code, ServingError, first_line, invalid_argument
 
 DEFAULT_SIGNATURE = "serving_default"
 CLASSIFY_INPUT, CLASSES, SCORES = "inputs", "classes", "scores"
@@ -94,7 +94,7 @@ class Servable:
             # Held on to: the signatures' variables live as long as it does.
             self._model = tf.saved_model.load(str(path), tags=[tf.saved_model.SERVING])
         except (OSError, ValueError, RuntimeError, KeyError) as error:
-            raise ServingError(Code.UNKNOWN, f"cannot load {path}: {error}") from error
+            raise ServingError(Code.UNKNOWN, f"cannot load {path}: {first_line(error)}") from error
         self._signatures = {
             key: _Signature(self._definitions[key], _executor(function, batching))
             for key, function in self._model.signatures.items()
@@ -157,7 +157,7 @@ class Servable:
         return [_labels(classes, scores, row) for row in range(len(examples))]
 
     def warm_up(self, path: Path) -> None:
-        """Replay the requests recorded in the version's directory, so that no user waits for it.
+        """Replay the Predict requests recorded with the version, so that no user has to wait.
 
         Raises:
             ServingError, tf.errors.OpError: a recorded request failed.
@@ -167,6 +167,8 @@ class Servable:
             return
         for record in tf.data.TFRecordDataset(str(file)).take(MAX_WARM_UP_RECORDS):
             log = prediction_log_pb2.PredictionLog.FromString(record.numpy())
+            if not log.HasField("predict_log"):
+                continue
             request = log.predict_log.request
             self.predict(
                 {name: tensors.from_proto(name, proto) for name, proto in request.inputs.items()},
@@ -205,6 +207,8 @@ def _executor(function: Function, batching: BatchingParameters | None) -> Execut
             raise invalid_argument(
                 "Batching Run() input tensors must have equal 0th-dimension size"
             )
+        if arguments and not arguments[0].shape[0]:
+            return run(function, arguments)  # no rows, nothing to merge
         return batcher(arguments)
 
     return execute

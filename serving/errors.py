@@ -4,6 +4,7 @@ The codes are TensorFlow's and gRPC's, which are the same (`absl::StatusCode`); 
 raised inside a model keeps its own.
 """
 
+import re
 from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
@@ -39,6 +40,12 @@ class Code(Enum):
     DATA_LOSS = _Status(15, grpc.StatusCode.DATA_LOSS)
 
 
+# What TensorFlow adds to an operation's own words: where its graph was made, on which node.
+_ADDED = re.compile(
+    r"^(Graph execution error|Detected at node|File \"|<stack traces|\[\[\{\{|Function call stack|"
+    r"Original stack trace)|^[^ ]* -> [^ ]*$"
+)
+
 _BY_NUMBER = {code.value.number: code for code in Code}
 
 
@@ -65,10 +72,27 @@ def not_found(message: str) -> ServingError:
     return ServingError(Code.NOT_FOUND, message)
 
 
+def code_of(number: int) -> Code:
+    """A canonical code by its number; UNKNOWN for one that is none."""
+    return _BY_NUMBER.get(number, Code.UNKNOWN)
+
+
 def translate(error: Exception) -> ServingError:
     """Any error as a `ServingError`: TensorFlow's keep their code, others are INTERNAL."""
     if isinstance(error, ServingError):
         return error
     if isinstance(error, tf.errors.OpError):
-        return ServingError(_BY_NUMBER.get(error.error_code, Code.UNKNOWN), error.message)
-    return ServingError(Code.INTERNAL, f"{type(error).__name__}: {error}")
+        return ServingError(code_of(error.error_code), _essence(error.message))
+    return ServingError(Code.INTERNAL, f"{type(error).__name__}: {first_line(error)}")
+
+
+def first_line(error: Exception) -> str:
+    """The first line of what an error says."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _essence(message: str) -> str:
+    """An operation's own words, on one line; callers have no use for the server's stack."""
+    lines = (line.strip() for line in message.splitlines())
+    kept = " ".join(line for line in lines if line and not _ADDED.match(line))
+    return re.sub(r"\s*\[Op:[^]]*\].*$|\{\{function_node [^}]*\}\}\s*", "", kept) or message

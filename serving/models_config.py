@@ -50,7 +50,7 @@ def read(path: Path) -> list[ModelConfig]:
     """
     try:
         message = text_format.Parse(path.read_text(), model_server_config_pb2.ModelServerConfig())
-    except (OSError, text_format.ParseError) as error:
+    except (OSError, UnicodeDecodeError, text_format.ParseError) as error:
         raise ConfigError(f"model config file {path}: {error}") from error
     models = [_model(config, path) for config in message.model_config_list.config]
     names = [model.name for model in models]

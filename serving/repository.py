@@ -1,11 +1,12 @@
 """Version directories -> which versions are loaded, available, ending.
 
-A thread looks at each model's base path every few seconds, loads the versions that its policy
+A thread looks at each model's base path every second or so, loads the versions that its policy
 wants, and ends the others once their last request is answered. A version that cannot be loaded is
 tried again, and never takes the place of one that serves.
 """
 
 import contextlib
+import gc
 import logging
 import threading
 import time
@@ -19,6 +20,8 @@ from serving.errors import ConfigError, ServingError, invalid_argument, not_foun
 from serving.models_config import ModelConfig
 
 log = logging.getLogger(__name__)
+
+MAX_VERSION = 2**63 - 1  # an int64 on the wire
 
 Load = Callable[[str, int, Path], Servable]
 
@@ -88,6 +91,7 @@ class Repository:
         self._polling = polling
         self._lock = threading.Lock()
         self._stop = stop
+        self._garbage = False
 
     def start(self) -> None:
         """Load what is there and wait until every model serves; then watch for changes.
@@ -152,25 +156,27 @@ class Repository:
     def poll(self) -> None:
         """Look at every base path once, and load and unload as the policies say."""
         for model in self._models.values():
-            found = _versions_in(model.config.base_path)
-            if found is None:
-                log.warning("base path %s does not exist", model.config.base_path)
+            try:
+                found = _versions_in(model.config.base_path)
+            except OSError as error:
+                log.warning("cannot read the base path of %s: %s", model.config.name, error)
                 continue
             if not found and not model.versions:
                 log.warning("no versions of %s in %s", model.config.name, model.config.base_path)
-            wanted = model.config.wanted(found)
+            wanted = model.config.wanted(sorted(found))
             for number in wanted:
-                self._load_if_due(model, number)
+                self._load_if_due(model, number, found[number])
             # The old version serves until a new one can.
             if not wanted or any(version.number in wanted for version in model.available()):
                 self._unload_all_but(model, wanted)
+        if self._garbage:
+            # TensorFlow's functions are in reference cycles, and their weights with them.
+            self._garbage = False
+            gc.collect()
 
     def _watch(self) -> None:
         while not self._stop.wait(self._polling.seconds):
-            try:
-                self.poll()
-            except OSError as error:
-                log.error("cannot look for versions: %s", error)
+            self.poll()
 
     def _find(self, name: str, version: int | None, label: str | None) -> Version:
         model = self._models.get(name)
@@ -185,7 +191,7 @@ class Repository:
             raise not_found(f"Servable not found for request: {wanted}")
         return available[number]
 
-    def _load_if_due(self, model: _Model, number: int) -> None:
+    def _load_if_due(self, model: _Model, number: int, path: Path) -> None:
         version = model.versions.get(number)
         if version is not None:
             tries_left = version.failures <= self._polling.load_retries
@@ -196,29 +202,28 @@ class Repository:
             version = Version(number)
             with self._lock:
                 model.versions[number] = version
-        self._load_version(model.config, version)
+        self._load_version(model.config.name, version, path)
 
-    def _load_version(self, config: ModelConfig, version: Version) -> None:
+    def _load_version(self, name: str, version: Version, path: Path) -> None:
         with self._lock:
             version.state = State.LOADING
-        log.info("loading %s version %d", config.name, version.number)
+        log.info("loading %s version %d", name, version.number)
         started = time.monotonic()
         try:
-            servable = self._load(
-                config.name, version.number, config.base_path / str(version.number)
-            )
+            servable = self._load(name, version.number, path)
         except Exception as error:  # a broken model raises whatever its ops do; the server lives on
             with self._lock:
                 version.state, version.error = State.END, translate(error)
                 version.failures += 1
                 version.next_try = time.monotonic() + self._polling.retry_seconds
-            log.error("cannot load %s version %d: %s", config.name, version.number, error)
+                self._garbage = True
+            log.error("cannot load %s version %d: %s", name, version.number, version.error)
             return
         with self._lock:
             version.servable, version.error, version.failures = servable, None, 0
             version.state = State.AVAILABLE
         seconds = time.monotonic() - started
-        log.info("available: %s version %d, after %.1f s", config.name, version.number, seconds)
+        log.info("available: %s version %d, after %.1f s", name, version.number, seconds)
 
     def _unload_all_but(self, model: _Model, wanted: list[int]) -> None:
         with self._lock:
@@ -230,6 +235,7 @@ class Repository:
     def _end_if_idle(self, name: str, version: Version) -> None:
         if version.state is State.UNLOADING and not version.requests:
             version.servable, version.state = None, State.END
+            self._garbage = True
             log.info("unloaded %s version %d", name, version.number)
 
     def _fail_if_hopeless(self, model: _Model) -> None:
@@ -237,14 +243,16 @@ class Repository:
         if failed and all(v.failures > self._polling.load_retries for v in failed):
             raise ConfigError(
                 f"model {model.config.name} version {failed[-1].number} cannot be loaded: "
-                f"{failed[-1].error}"
+                f"{failed[-1].error}: remove or replace it"
             )
 
 
-def _versions_in(base_path: Path) -> list[int] | None:
-    """The version directories, ascending; None when there is no such base path."""
-    try:
-        names = [path.name for path in base_path.iterdir() if path.is_dir()]
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    return sorted(int(name) for name in names if name.isascii() and name.isdigit())
+def _versions_in(base_path: Path) -> dict[int, Path]:
+    """The version directories by number, which may have leading zeros.
+
+    Raises:
+        OSError: there is no such base path, or it cannot be read.
+    """
+    names = {path.name: path for path in base_path.iterdir() if path.is_dir()}
+    numbers = {int(n): path for n, path in names.items() if n.isascii() and n.isdigit()}
+    return {number: path for number, path in numbers.items() if number <= MAX_VERSION}

@@ -4,11 +4,16 @@ A request may carry its numbers packed in `tensor_content` or in the typed field
 answers use the typed field, as TensorFlow Serving's do unless it is told otherwise.
 """
 
+import math
+
 import numpy as np
 import tensorflow as tf
 from tensorflow.core.framework import tensor_pb2
 
 from serving.errors import invalid_argument
+
+# One value may stand for all of a tensor, so a short message can ask for any amount of memory.
+MAX_ELEMENTS = 2**31
 
 # numpy kind and size -> TensorProto's field; float16 and bfloat16 travel as bit patterns.
 _FIELDS = {
@@ -34,9 +39,12 @@ def from_proto(name: str, proto: tensor_pb2.TensorProto) -> np.ndarray:
     Raises:
         ServingError: INVALID_ARGUMENT naming the tensor, when its contents do not fit its shape.
     """
+    elements = math.prod(dim.size for dim in proto.tensor_shape.dim)
+    if elements > MAX_ELEMENTS:
+        raise invalid_argument(f"tensor parsing error: {name}: {elements} elements are too many")
     try:
         return tf.make_ndarray(proto)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, KeyError, OverflowError) as error:
         raise invalid_argument(f"tensor parsing error: {name}") from error
 
 

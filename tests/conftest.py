@@ -18,6 +18,9 @@ from pipeline import config, dataset, evaluate, export, local_server, publish, t
 from pipeline.dataset import Dataset
 from pipeline.run import Run
 
+# Batches run within the tests' own process too; see `serving.batching.inter_op_threads`.
+tf.config.threading.set_inter_op_parallelism_threads(8)
+
 ROOT = Path(__file__).parent.parent
 COLOURS = {"blue": (30, 40, 220), "green": (20, 200, 40), "red": (230, 30, 20)}
 IMAGES_PER_CLASS = 16

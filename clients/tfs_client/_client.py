@@ -34,9 +34,9 @@ class Client:
             client.classify("ankle-boot.png").label
 
     Args:
-        address: host and port of the server's gRPC API.
+        address: `host:port` of the server's gRPC API, or another of gRPC's target names.
         model: the model's name.
-        timeout: seconds that a call may take.
+        timeout: seconds that a request may take; many images are sent in several.
         batch_size: images in a request at the most.
     """
 
@@ -47,10 +47,14 @@ class Client:
         timeout: float = DEFAULT_TIMEOUT,
         batch_size: int = 32,
     ) -> None:
+        _check_address(address)
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}: it must be at least 1")
         self.address = address
         self.model = model
         self.timeout = timeout
         self.batch_size = batch_size
+        self._closed = False
         self._channel = grpc.insecure_channel(address, options=_OPTIONS)
         self._predict = self._method(_PREDICTION + "Predict", tfs_pb2.PredictResponse)
         self._status = self._method(_MODEL + "GetModelStatus", tfs_pb2.GetModelStatusResponse)
@@ -70,7 +74,8 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Close the connection."""
+        """Close the connection; calls after it raise TFSError."""
+        self._closed = True
         self._channel.close()
 
     # A path is an iterable of strings too, to a type checker; the first overload that fits counts.
@@ -252,10 +257,20 @@ class Client:
         )
 
     def _call(self, method: Callable[..., Any], request: Any, timeout: float | None) -> Any:
+        if self._closed:
+            raise TFSError(f"{self.address}: this client is closed: make a new one")
         try:
             return method(request, timeout=self.timeout if timeout is None else timeout)
         except grpc.RpcError as error:
             raise _errors.from_rpc_error(error, self.address, self.model) from error
+
+
+def _check_address(address: str) -> None:
+    """Refuse what gRPC would take for port 443 (no port) or modulo 65536 (a large one)."""
+    _, _, port = address.rpartition(":")
+    scheme = "://" in address or address.startswith(("unix:", "dns:", "ipv4:", "ipv6:"))
+    if not scheme and not (port.isdecimal() and 0 < int(port) < 65536 and address != f":{port}"):
+        raise TFSError(f"address {address!r} is not host:port, such as {DEFAULT_ADDRESS}")
 
 
 def _kept(error: InvalidImageError, errors: str) -> InvalidImageError:

@@ -13,7 +13,9 @@ import numpy as np
 from tfs_client import _tensors, tfs_pb2
 from tfs_client._errors import InvalidImageError
 
-Image = Union[str, "os.PathLike[str]", bytes, "np.ndarray[Any, np.dtype[np.uint8]]"]
+Image = Union[
+    str, "os.PathLike[str]", bytes, bytearray, memoryview, "np.ndarray[Any, np.dtype[np.uint8]]"
+]
 """A file's path, an encoded image (JPEG, PNG, GIF or BMP), or uint8 pixels [H,W,3]."""
 
 
@@ -41,7 +43,7 @@ def is_single(images: Image | Iterable[Image]) -> bool:
     """Whether this is one image rather than several; pixels [N,H,W,3] are several."""
     if isinstance(images, np.ndarray):
         return images.ndim < 4
-    return isinstance(images, (str, bytes, os.PathLike))
+    return isinstance(images, (str, bytes, bytearray, memoryview, os.PathLike))
 
 
 def prepare(position: int, image: Image) -> Prepared:
@@ -50,10 +52,10 @@ def prepare(position: int, image: Image) -> Prepared:
     Raises:
         InvalidImageError: no such file, or pixels of another dtype or shape.
     """
-    if isinstance(image, bytes):
-        return Prepared(position, f"image {position}", image)
+    if isinstance(image, (bytes, bytearray, memoryview)):
+        return Prepared(position, f"image {position}", bytes(image))
     if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
             raise InvalidImageError(
                 f"image {position}",
                 f"pixels must be uint8 [height, width, 3], not {image.dtype} {list(image.shape)}",
@@ -64,6 +66,8 @@ def prepare(position: int, image: Image) -> Prepared:
             f"image {position}", f"is a {type(image).__name__}, not a path, bytes or an array"
         )
     name = os.fspath(image)
+    if not name:
+        raise InvalidImageError(f"image {position}", "has an empty path")
     try:
         return Prepared(position, name, Path(name).read_bytes())
     except OSError as error:

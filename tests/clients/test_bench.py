@@ -1,4 +1,7 @@
+from collections import Counter
+
 import numpy as np
+import tensorflow as tf
 from tfs_client.bench import closed_loop, report
 from tfs_client.bench.closed_loop import Result
 
@@ -6,8 +9,6 @@ from tests.conftest import COLOURS
 
 
 def solid(colour: tuple[int, int, int]) -> bytes:
-    import tensorflow as tf
-
     return tf.io.encode_png(np.full((28, 28, 3), colour, np.uint8)).numpy()
 
 
@@ -27,7 +28,8 @@ def test_answers_are_checked_and_calls_counted(client):
 def test_failed_calls_are_counted_not_timed(client):
     result = closed_loop.measure(client, [b"junk"], ["red"], callers=2, seconds=0.3)
     assert not result.latencies
-    assert "image 0" in result.errors[0]
+    assert 1 < result.errors.total() < 20
+    assert "image 0" in next(iter(result.errors))
 
 
 def test_percentiles_are_withheld_where_samples_are_too_few():
@@ -35,5 +37,7 @@ def test_percentiles_are_withheld_where_samples_are_too_few():
     assert few == ["1", "49.0", "-", "-", "-", "0", "0"]
     some = report.row(Result(2, 2.0, [0.010] * 100)).split()
     assert some == ["2", "50.0", "10.0", "10.0", "-", "0", "0"]
-    many = report.row(Result(2, 1.0, [0.001] * 990 + [0.1] * 10, wrong=3, errors=["no"])).split()
+    many = report.row(
+        Result(2, 1.0, [0.001] * 990 + [0.1] * 10, wrong=3, errors=Counter(["no"]))
+    ).split()
     assert many[2:] == ["1.0", "1.0", "2.0", "3", "1", "no"]

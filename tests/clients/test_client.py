@@ -119,3 +119,32 @@ def test_served_answers_are_the_offline_ones(client, data, run):
     served = [sorted(COLOURS).index(answer.label) for answer in client.classify(encoded)]
     assert served == np.load(run.predictions).tolist()
     assert json.loads(run.evaluation.read_text())["images"] == len(served)
+
+
+def test_a_closed_client_says_so(client):
+    closed = Client(client.address)
+    closed.close()
+    with pytest.raises(TFSError, match="this client is closed"):
+        closed.status()
+
+
+@pytest.mark.parametrize(
+    "address", ["", "localhost", "localhost:", ":8500", "localhost:99999", "a:b"]
+)
+def test_an_address_that_is_none_is_named(address):
+    with pytest.raises(TFSError, match=f"address '{address}' is not host:port"):
+        Client(address)
+
+
+def test_no_size_of_a_batch_below_one():
+    with pytest.raises(ValueError, match="batch_size is 0"):
+        Client(batch_size=0)
+
+
+def test_an_iterator_that_raises_raises_through(client, images):
+    def broken():
+        yield images[0]
+        raise RuntimeError("no more")
+
+    with pytest.raises(RuntimeError, match="no more"):
+        client.classify(broken())

@@ -15,6 +15,8 @@ def pixels(height: int, width: int) -> np.ndarray:
         ("a.png", True),
         (Path("a.png"), True),
         (b"...", True),
+        (bytearray(b"..."), True),
+        (memoryview(b"..."), True),
         (pixels(2, 2), True),
         (np.zeros((4, 2, 2, 3), np.uint8), False),
         (["a.png"], False),
@@ -59,6 +61,8 @@ def test_requests_name_the_signature_and_input():
         (Path("/"), "/: cannot be read: Is a directory"),
         (np.zeros((2, 2, 3)), r"image 7: pixels must be uint8 .* not float64"),
         (np.zeros((2, 2), np.uint8), r"not uint8 \[2, 2\]"),
+        (np.zeros((0, 2, 3), np.uint8), r"not uint8 \[0, 2, 3\]"),
+        ("", "image 7: has an empty path"),
         (None, "image 7: is a NoneType"),
     ],
 )

@@ -1,7 +1,16 @@
 """The `tfs` command."""
 
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import psutil
 import pytest
 import tensorflow as tf
+from tfs_client import Client
 from tfs_client.__main__ import main
 
 from pipeline import local_server
@@ -75,3 +84,39 @@ def test_bench_prints_a_row_for_each_number_of_callers(client, image, capsys):
     assert (one.split()[0], four.split()[0]) == ("1", "4")
     assert float(one.split()[1]) > 1
     assert one.split()[-2:] == ["0", "0"]
+
+
+def test_bench_names_a_bad_image_and_fails_when_calls_do(image, models, tmp_path, capsys):
+    junk = tmp_path / "junk.png"
+    junk.write_bytes(b"junk")
+    with local_server.serving(models) as client:
+        bench = ["bench", "--address", client.address, "--concurrency", "2", "--timeout", "2"]
+        assert main([*bench, image, str(junk)]) == 2
+        assert (
+            capsys.readouterr().err == f"tfs: error: {junk}: is not a JPEG, PNG, GIF or BMP image\n"
+        )
+        threading.Timer(2, stop_server, [client]).start()
+        assert main([*bench, "--seconds", "5", image]) == 2
+    assert "is the server running" in capsys.readouterr().out
+
+
+def stop_server(client: Client) -> None:
+    port = int(client.address.rpartition(":")[2])
+    for process in psutil.Process().children():
+        if any(f"--port={port}" in word for word in process.cmdline()):
+            process.kill()
+
+
+def test_ctrl_c_ends_the_bench_without_a_traceback(client, image):
+    command = ["bench", "--address", client.address, "--seconds", "20", "--concurrency", "8", image]
+    with subprocess.Popen(
+        [sys.executable, "-m", "tfs_client", *command], text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | {"PYTHONUNBUFFERED": "1"},
+    ) as process:  # fmt: skip
+        for _ in range(2):
+            process.stdout.readline()
+        time.sleep(1)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert errors == ""

@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import numpy as np
@@ -89,7 +90,29 @@ def test_a_folder_without_classes_is_refused(tmp_path):
         dataset.load(str(tmp_path))
 
 
-@pytest.mark.parametrize("name", ["nope_not_there", "hallo welt", "cifar1O"])
+def test_what_is_no_file_is_not_waited_for(folder):
+    os.mkfifo(folder / "red" / "pipe.png")
+    (folder / "green" / "folder.jpg").mkdir()
+    with pytest.raises(
+        PipelineError, match=r"(pipe|folder)\.\w+ cannot be read \(it is not a file\)"
+    ):
+        dataset.load(str(folder))
+
+
+def test_files_that_are_no_images_are_counted(folder, capsys):
+    (folder / "red" / "notes.txt").write_text("…")
+    assert dataset.load(str(folder)).train_size == 4
+    assert capsys.readouterr().out == "class 'red': 1 files are no images\n"
+
+
+def test_no_name_is_not_the_current_folder(tmp_path):
+    with pytest.raises(PipelineError, match="no name"):
+        dataset.load("", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name", ["nope_not_there", "hallo welt", "cifar1O", "mnist:9.9.9", "huggingface:mnist"]
+)
 def test_an_unknown_data_set_is_named(name, tmp_path):
     with pytest.raises(PipelineError, match=f"unknown dataset '{name}'"):
         dataset.load(name, tmp_path)
@@ -104,6 +127,11 @@ def test_a_missing_folder_is_named(name, tmp_path):
 def test_a_data_set_without_image_and_label_is_refused(tmp_path):
     with pytest.raises(PipelineError, match="imdb_reviews is not for image classification"):
         dataset.load("imdb_reviews", tmp_path)
+
+
+def test_a_mirror_without_a_scheme_is_refused(tmp_path):
+    with pytest.raises(PipelineError, match="mirror 'nonsense' is no address"):
+        dataset.load("fashion_mnist", tmp_path, "nonsense")
 
 
 def test_a_mirror_that_is_not_there_is_named(tmp_path):

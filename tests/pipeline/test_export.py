@@ -103,11 +103,18 @@ def test_classify_reads_examples_and_says_so(loaded, exported):
     }
     example = tf.train.Example(features=tf.train.Features(feature=features))
     nothing = tf.train.Example()
+    wrong = tf.train.Example()
+    wrong.features.feature["image/encoded"].int64_list.value.append(1)
+    double = tf.train.Example()
+    double.features.feature["image/encoded"].bytes_list.value.extend([b"a", b"b"])
+    bad = [nothing.SerializeToString(), wrong.SerializeToString(), double.SerializeToString()]
     answer = loaded.signatures["classify"](
-        tf.constant([example.SerializeToString(), nothing.SerializeToString()])
+        tf.constant([*bad, b"\xff junk", example.SerializeToString()])
     )
-    expected = loaded.signatures["serving_default"](tf.constant([encoded("blue", 103), b""]))
+    expected = loaded.signatures["serving_default"](tf.constant([b""] * 4 + [encoded("blue", 103)]))
     np.testing.assert_array_equal(answer["classes"], expected["classes"])
+    assert answer["scores"].numpy()[-1].any()
+    assert not answer["scores"].numpy()[:-1].any()
     saved = tf.compat.v1.saved_model.load
     with tf.Graph().as_default(), tf.compat.v1.Session() as session:
         definition = saved(session, ["serve"], str(exported)).signature_def["classify"]

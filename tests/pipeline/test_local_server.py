@@ -1,15 +1,15 @@
 import os
+import re
 import signal
 import subprocess
 import sys
-import textwrap
 import time
 from pathlib import Path
 
 import grpc
 import pytest
 
-from pipeline import local_server
+from pipeline import local_server, samples
 from pipeline.errors import PipelineError
 from tests.conftest import ROOT
 
@@ -33,24 +33,21 @@ def test_a_server_that_ends_at_once_is_not_waited_for(tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_the_server_ends_with_whoever_started_it(models, number):
-    script = textwrap.dedent(f"""
-        import time
-        from pathlib import Path
-        from pipeline import local_server
-        with local_server.serving(Path({str(models)!r})) as client:
-            print(client.address, flush=True)
-            time.sleep(60)
-    """)
+def test_the_server_ends_with_whoever_started_it(models, data, tmp_path, number):
+    samples.write(data, tmp_path)
+    command = ["benchmark", "--dataset", data.name, "--data-dir", tmp_path, "--repository", models]
     with subprocess.Popen(
-        [sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL, text=True,
+        [sys.executable, "-m", "pipeline", *map(str, command)], cwd=ROOT, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | {"PYTHONUNBUFFERED": "1"},
     ) as process:  # fmt: skip
-        address = process.stdout.readline().strip()
+        title = process.stdout.readline()
+        address = re.search(r"localhost:\d+", title).group()
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         assert children
         os.kill(process.pid, number)
-        assert process.wait(timeout=60) != 0
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == (130 if number == signal.SIGINT else 128 + number)
+    assert "Traceback" not in errors
     assert not any(alive(int(child)) for child in children)
     with grpc.insecure_channel(address) as channel, pytest.raises(grpc.FutureTimeoutError):
         grpc.channel_ready_future(channel).result(timeout=1)

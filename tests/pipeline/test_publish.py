@@ -11,6 +11,7 @@ def test_versions_count_up_and_hold_what_was_exported(exported, tmp_path):
     first = publish.publish(exported, tmp_path)
     (tmp_path / "googlenet" / "7").mkdir()
     (tmp_path / "googlenet" / "not-a-version").mkdir()
+    (tmp_path / "googlenet" / "²").mkdir()
     second = publish.publish(exported, tmp_path)
     assert (first.name, second.name) == ("1", "8")
     assert dict(export.checksums(second)) == dict(export.checksums(exported))
@@ -57,3 +58,12 @@ def test_an_export_that_is_not_its_manifests_is_refused(exported, tmp_path, harm
     with pytest.raises(PipelineError, match=f"{name} is not as its manifest says"):
         publish.publish(copy, tmp_path / "models")
     assert not (tmp_path / "models").exists() or not list((tmp_path / "models").rglob("*.pb"))
+
+
+@pytest.mark.parametrize("text", ["{", "{}", '{"sha256": 3}'])
+def test_a_broken_manifest_is_named(exported, tmp_path, text):
+    copy = tmp_path / "export"
+    shutil.copytree(exported, copy)
+    (copy / "assets.extra" / "manifest.json").write_text(text)
+    with pytest.raises(PipelineError, match=r"manifest\.json is broken"):
+        publish.publish(copy, tmp_path / "models")

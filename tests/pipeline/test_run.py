@@ -27,3 +27,10 @@ def test_an_unfinished_run_is_not_taken(tmp_path):
 
 def test_the_commit_is_recorded(run):
     assert run.git_commit == "unknown" or len(run.git_commit.removesuffix("-dirty")) == 40
+
+
+@pytest.mark.parametrize("text", ["{", "{}", '{"config": {"colour": 1}, "class_names": []}'])
+def test_a_broken_record_is_named(tmp_path, text):
+    (tmp_path / "run.json").write_text(text)
+    with pytest.raises(PipelineError, match=r"run\.json is not a run's record"):
+        runs.load(tmp_path)

@@ -92,3 +92,10 @@ def test_a_set_smaller_than_a_batch_is_repeated(data):
     recipe = config.from_preset("demo", batch_size=500)
     pixels, _ = next(iter(dataset.training_batches(data, recipe)))
     assert len(pixels) == 500
+
+
+def test_a_broken_cluster_is_said(data, image_folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("TF_CONFIG", "garbage")
+    recipe = config.from_preset("demo", dataset=str(image_folder), strategy="multiworker")
+    with pytest.raises(PipelineError, match="strategy multiworker cannot start"):
+        train.train(recipe, data, tmp_path)

@@ -7,13 +7,13 @@ import tensorflow as tf
 
 from serving import batching
 from serving.batching import Batcher, BatchingParameters
-from serving.errors import ConfigError
+from serving.errors import Code, ConfigError, ServingError
 from tests.conftest import ROOT
 
 
 def read(tmp_path, text: str) -> BatchingParameters:
     path = tmp_path / "batching.config"
-    path.write_text(text)
+    path.write_text(text, errors="surrogateescape")
     return batching.read(path)
 
 
@@ -38,6 +38,8 @@ def test_every_field_is_taken(tmp_path):
     ("text", "words"),
     [
         ("max_batch_size { value: 0 }", "max_batch_size is 0"),
+        ("max_batch_size { value: 9999999999 }", "max_batch_size is 9999999999"),
+        ("\udcff", "batching.config"),
         ("max_batch_size { value: 8 } allowed_batch_sizes: 4", "must be max_batch_size, 8"),
         ("max_batch_size { value: 4 } allowed_batch_sizes: 4 allowed_batch_sizes: 4", "must rise"),
         ("max_batch_size: 8", "batching.config"),
@@ -107,6 +109,25 @@ def test_shapes_are_not_mixed_and_do_not_fail_each_other():
     outputs = call_at_once(batcher, inputs)
     assert [y.shape[1] for y in outputs] == [2, 3, 2, 3, 2, 3]
     assert len(recorder.sizes) >= 2
+
+
+def test_batch_threads_that_would_wait_for_ever_are_refused():
+    threads = tf.config.threading.get_inter_op_parallelism_threads()
+    with pytest.raises(ConfigError, match=f"{threads} batch threads would wait"):
+        Batcher(Recorder().function, BatchingParameters(num_batch_threads=threads))
+
+
+def test_a_models_error_reaches_its_callers_with_its_code():
+    @tf.function(input_signature=[tf.TensorSpec(None, tf.float32)])
+    def positive(x):
+        with tf.control_dependencies([tf.debugging.assert_positive(x, "too low")]):
+            return [tf.identity(x)]
+
+    batcher = Batcher(positive.get_concrete_function(), BatchingParameters(4))
+    assert batcher([tf.ones([2])])[0].numpy().tolist() == [1, 1]
+    with pytest.raises(ServingError, match="too low") as caught:
+        batcher([tf.zeros([2])])
+    assert caught.value.code is Code.INVALID_ARGUMENT
 
 
 def test_more_shapes_than_queues_still_get_answers(monkeypatch):

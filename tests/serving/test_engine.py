@@ -1,13 +1,15 @@
+import gc
 import shutil
 from concurrent import futures
 
 import numpy as np
+import psutil
 import pytest
 import tensorflow as tf
 
 from serving.batching import BatchingParameters
 from serving.engine import Servable
-from serving.errors import Code, ServingError
+from serving.errors import Code, ServingError, translate
 
 BATCHING = BatchingParameters(max_batch_size=8, batch_timeout_micros=1000)
 
@@ -135,3 +137,46 @@ def test_what_is_no_saved_model_is_refused(tmp_path, exported):
         file.truncate(file.seek(0, 2) // 2)
     with pytest.raises(ServingError, match="Can't parse"):
         Servable("m", 1, partial)
+
+
+def test_no_rows_get_no_rows(exported):
+    for batching in (None, BATCHING):
+        servable = Servable("googlenet", 1, exported, batching)
+        none = servable.predict({"image_bytes": np.array([], object)})
+        assert {name: x.shape for name, x in none.items()} == {
+            "classes": (0, 3),
+            "scores": (0, 3),
+            "probabilities": (0, 3),
+            "valid": (0,),
+        }
+        pixels = np.zeros((0, 20, 20, 3), np.uint8)
+        assert servable.predict({"images": pixels}, "predict_images")["valid"].shape == (0,)
+
+
+def test_an_operations_error_is_told_without_the_servers_stack(affine):
+    with pytest.raises((ServingError, tf.errors.OpError)) as caught:
+        affine.predict({"a": np.ones((2, 1, 1), np.float32), "b": np.array([1, 2])}, "pair")
+    failure = translate(caught.value)
+    assert failure.code is Code.INVALID_ARGUMENT
+    assert "\n" not in failure.message
+    for noise in ("File", "Graph execution", "[Op:", "stack trace"):
+        assert noise not in failure.message
+
+
+def test_unloaded_versions_and_new_shapes_leave_no_memory_behind(exported):
+    def use_and_forget(sizes: range) -> int:
+        servable = Servable("googlenet", 1, exported, BATCHING)
+        for size in sizes:
+            servable.predict({"images": np.zeros((1, size, 9, 3), np.uint8)}, "predict_images")
+        del servable
+        gc.collect()
+        return psutil.Process().memory_info().rss
+
+    threads = psutil.Process().num_threads()
+    before = max(use_and_forget(range(10, 12)) for _ in range(3))
+    after = use_and_forget(range(20, 30))
+    for _ in range(4):
+        after = use_and_forget(range(10, 12))
+    # One copy of the weights has 24 MB; a version that stays takes several hundred.
+    assert after - before < 200e6
+    assert psutil.Process().num_threads() <= threads + 20

@@ -102,6 +102,10 @@ def test_metadata_has_the_signatures(prediction):
     assert response.metadata["signature_def"].Unpack(signatures)
     assert set(signatures.signature_def["pair"].inputs) == {"a", "b"}
     assert response.model_spec.version.value == 1
+    nothing = get_model_metadata_pb2.GetModelMetadataRequest(model_spec=asked.model_spec)
+    code, details = code_of(lambda: prediction.GetModelMetadata(nothing, timeout=TIMEOUT))
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    assert "at least one metadata_field" in details
     asked.metadata_field.append("weights")
     code, details = code_of(lambda: prediction.GetModelMetadata(asked, timeout=TIMEOUT))
     assert code is grpc.StatusCode.INVALID_ARGUMENT

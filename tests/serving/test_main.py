@@ -29,7 +29,12 @@ BATCHING = ROOT / "serving" / "config" / "batching.config"
             ["--model_base_path=/m", "--enable_batching", "--batching_parameters_file=/no/b"],
             "batching parameters file /no/b",
         ),
-        (["--model_base_path=/m", "--port=many"], "--port: 'many' is not a whole number"),
+        (
+            ["--model_base_path=/m", "--port=many"],
+            "--port: 'many' is not a whole number from 1 to 65535",
+        ),
+        (["--model_base_path=/m", "--port=70000"], "'70000' is not a whole number"),
+        (["--model_base_path=/m", "--grpc_max_threads=0"], "'0' is not a whole number from 1"),
         (["--model_base_path=/m", "--enable_batching=perhaps"], "'perhaps' is not true or false"),
         (["--model_base_path=/m", "--no_such_flag=1"], "--no_such_flag"),
     ],
@@ -76,7 +81,7 @@ def test_a_signal_ends_it_with_code_0(models, number, tmp_path):
 
 def test_waiting_for_a_first_version_ends_with_a_signal_too(tmp_path):
     with start(f"--port={free_port()}", f"--model_base_path={tmp_path / 'none'}") as server:
-        while "does not exist" not in server.stderr.readline():
+        while "cannot read the base path" not in server.stderr.readline():
             pass
         server.terminate()
         server.communicate(timeout=60)

@@ -172,3 +172,23 @@ def test_a_start_waits_for_a_first_version_and_watches_from_then(add_version, tm
         time.sleep(0.05)
     stop.set()
     assert answer(served) == (2, 4)
+
+
+def test_directories_are_versions_by_their_number(repository, add_version, tmp_path):
+    add_version(3, 2.0).rename(tmp_path / "affine" / "00000003")
+    for name in ("99999999999999999999", "²", "-1", "1.5", "x"):
+        (tmp_path / "affine" / name).mkdir()
+    served = repository()
+    served.start()
+    assert states(served) == {3: State.AVAILABLE}
+    assert answer(served) == (3, 3)
+
+
+def test_a_base_path_that_cannot_be_read_is_waited_for(repository, add_version, tmp_path):
+    add_version(1)
+    served = repository()
+    served.start()
+    (tmp_path / "affine").rename(tmp_path / "elsewhere")
+    (tmp_path / "affine").symlink_to(tmp_path / "affine")
+    served.poll()
+    assert states(served) == {1: State.AVAILABLE}

@@ -46,3 +46,21 @@ def test_contents_that_do_not_fit_are_refused_by_name():
     with pytest.raises(ServingError, match="tensor parsing error: pixels") as caught:
         tensors.from_proto("pixels", proto)
     assert caught.value.code is Code.INVALID_ARGUMENT
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"dtype": 4, "int_val": [300]},
+        {"dtype": 20, "int_val": [1]},
+        {"dtype": 1, "float_val": [1.0], "dims": [1, 10**8, 10**7, 3]},
+        {"dtype": 0},
+    ],
+)
+def test_malformed_tensors_are_the_callers_mistake(fields):
+    dims = fields.pop("dims", [1])
+    shape = tf.TensorShape(dims).as_proto()
+    proto = tf.make_tensor_proto(0).__class__(tensor_shape=shape, **fields)
+    with pytest.raises(ServingError, match="tensor parsing error: x") as caught:
+        tensors.from_proto("x", proto)
+    assert caught.value.code is Code.INVALID_ARGUMENT

@@ -8,13 +8,14 @@ from __future__ import annotations
 import itertools
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from tfs_client._client import Client
-from tfs_client._errors import InvalidImageError, TFSError
+from tfs_client._errors import TFSError
 
+PAUSE_SECONDS = 0.1  # after a failed call, so that a dead server is not hammered
 WARM_UP_SHARE = 0.2  # of the measured time, before it
 
 
@@ -27,29 +28,14 @@ class Result:
         seconds: how long was measured.
         latencies: of each call that was right and ended within that time, in seconds.
         wrong: calls whose answer was not the expected class.
-        errors: calls that failed, by what they said.
+        errors: how many calls failed, by what they said.
     """
 
     callers: int
     seconds: float
     latencies: list[float] = field(default_factory=list)
     wrong: int = 0
-    errors: list[str] = field(default_factory=list)
-
-
-def read_images(paths: Sequence[str]) -> list[bytes]:
-    """Encoded images from files.
-
-    Raises:
-        InvalidImageError: a file cannot be read.
-    """
-    images = []
-    for path in paths:
-        try:
-            images.append(Path(path).read_bytes())
-        except OSError as error:
-            raise InvalidImageError(path, f"cannot be read: {error.strerror}") from error
-    return images
+    errors: Counter[str] = field(default_factory=Counter)
 
 
 def measure(
@@ -73,14 +59,16 @@ def measure(
     end = begin + seconds
     turn = itertools.count()
     lock = threading.Lock()
+    stop = threading.Event()
 
     def call_in_turn() -> None:
-        for started, image, label in _until(end, turn, images, expected):
+        for started, image, label in _until(end, stop, turn, images, expected):
             try:
                 answer = client.classify(image)
             except TFSError as error:
                 with lock:
-                    result.errors.append(str(error))
+                    result.errors[str(error)] += 1
+                stop.wait(PAUSE_SECONDS)
                 continue
             ended = time.monotonic()
             with lock:
@@ -92,14 +80,23 @@ def measure(
     threads = [threading.Thread(target=call_in_turn) for _ in range(callers)]
     for thread in threads:
         thread.start()
-    for thread in threads:
-        thread.join()
+    try:
+        for thread in threads:
+            thread.join()
+    finally:  # on Ctrl-C the client is closed next, which no call should see
+        stop.set()
+        for thread in threads:
+            thread.join()
     return result
 
 
 def _until(
-    end: float, turn: Iterator[int], images: Sequence[bytes], expected: Sequence[str]
+    end: float,
+    stop: threading.Event,
+    turn: Iterator[int],
+    images: Sequence[bytes],
+    expected: Sequence[str],
 ) -> Iterator[tuple[float, bytes, str]]:
-    while (now := time.monotonic()) < end:
+    while (now := time.monotonic()) < end and not stop.is_set():
         position = next(turn) % len(images)
         yield now, images[position], expected[position]

@@ -18,6 +18,6 @@ def row(result: Result) -> str:
     p99 = f"{np.percentile(latencies, 99):.1f}" if count >= MIN_SAMPLES_P99 else "-"
     line = (
         f"{result.callers:7} {count / result.seconds:9.1f} {p50:>8} {p90:>8} {p99:>8} "
-        f"{result.wrong:6} {len(result.errors):6}"
+        f"{result.wrong:6} {result.errors.total():6}"
     )
-    return f"{line}  {result.errors[0]}" if result.errors else line
+    return f"{line}  {next(iter(result.errors))}" if result.errors else line
