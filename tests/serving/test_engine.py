@@ -155,7 +155,7 @@ def test_no_rows_get_no_rows(exported):
 
 def test_an_operations_error_is_told_without_the_servers_stack(affine):
     with pytest.raises((ServingError, tf.errors.OpError)) as caught:
-        affine.predict({"a": np.ones((2, 1, 1), np.float32), "b": np.array([1, 2])}, "pair")
+        affine.predict({"a": np.ones((2, 3, 3), np.float32), "b": np.array([1, 2])}, "pair")
     failure = translate(caught.value)
     assert failure.code is Code.INVALID_ARGUMENT
     assert "\n" not in failure.message
