@@ -7,6 +7,7 @@ module reads its parameters from the same file and makes a queue per servable, s
 import functools
 import itertools
 import os
+import threading
 import weakref
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,8 +130,8 @@ class Batcher:
 
     The scheduler's op calls back into Python once a batch, and the function runs from there:
     within the op it would be instantiated anew for each queue, with its weights, and never freed.
-    Each batch under way so holds a thread of TensorFlow's inter-op pool while the function needs
-    another: see `inter_op_threads`.
+    Each batch under way holds a thread of TensorFlow's inter-op pool meanwhile, and the function
+    needs another: see `inter_op_threads`.
     """
 
     def __init__(self, function: Function, parameters: BatchingParameters) -> None:
@@ -142,7 +143,8 @@ class Batcher:
         self._function = function
         self._parameters = parameters
         self._serial = next(_serial)
-        self._queues: dict[str, tf.types.experimental.PolymorphicFunction] = {}
+        self._lock = threading.Lock()
+        self._queues: dict[str, Function] = {}
 
     def __call__(self, tensors: list[tf.Tensor]) -> list[tf.Tensor]:
         """Run the function on tensors [N, …] merged with those of other callers; blocks.
@@ -159,11 +161,12 @@ class Batcher:
 
     def _queue(self, tensors: list[tf.Tensor]):
         key = f"{self._serial} {[tensor.shape.as_list()[1:] for tensor in tensors]}"
-        if key not in self._queues:
-            if len(self._queues) >= MAX_QUEUES:
-                self._queues.pop(next(iter(self._queues)))
-            self._queues[key] = self._new_queue(key, [tensor.dtype for tensor in tensors])
-        return self._queues[key]
+        with self._lock:
+            if key not in self._queues:
+                if len(self._queues) >= MAX_QUEUES:
+                    self._queues.pop(next(iter(self._queues)))
+                self._queues[key] = self._new_queue(key, [tensor.dtype for tensor in tensors])
+            return self._queues[key]
 
     def _new_queue(self, key: str, dtypes: list[tf.DType]):
         parameters = self._parameters

@@ -24,7 +24,7 @@ tf.config.threading.set_inter_op_parallelism_threads(8)
 ROOT = Path(__file__).parent.parent
 COLOURS = {"blue": (30, 40, 220), "green": (20, 200, 40), "red": (230, 30, 20)}
 IMAGES_PER_CLASS = 16
-FEW_STEPS = {"epochs": 15, "batch_size": 8, "learning_rate": 0.02, "precision": "fp32"}
+FEW_STEPS = {"epochs": 20, "batch_size": 8, "learning_rate": 0.002, "precision": "fp32"}
 
 
 def colour_image(name: str, seed: int) -> np.ndarray:
