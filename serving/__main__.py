@@ -149,4 +149,7 @@ def serve(flags: argparse.Namespace, stop: threading.Event) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    logging.shutdown()
+    # Not sys.exit: a request that outlasts the grace has a thread that Python would wait for.
+    os._exit(code)
