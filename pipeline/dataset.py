@@ -237,7 +237,8 @@ def _check_images(paths: list[Path]) -> None:
         ):
             if error:
                 pool.shutdown(cancel_futures=True)
-                raise PipelineError(f"image {path} cannot be read ({error}): mend or remove it")
+                name = str(path).encode(errors="backslashreplace").decode()
+                raise PipelineError(f"image {name} cannot be read ({error}): mend or remove it")
 
 
 def _decoding_error(path: Path) -> str | None:
@@ -245,7 +246,7 @@ def _decoding_error(path: Path) -> str | None:
         return "it is not a file"
     try:
         preprocessing.decode(tf.io.read_file(str(path)))
-    except UnicodeEncodeError:
+    except ValueError:  # TensorFlow's word for a path that it cannot encode
         return "its name is not UTF-8"
     except tf.errors.OpError as error:
         # Less the names of TensorFlow's ops, and of its inner functions.
@@ -254,7 +255,7 @@ def _decoding_error(path: Path) -> str | None:
 
 
 def _held_out(paths: list[Path]) -> set[Path]:
-    """A tenth of a class, at least one image; chosen by name, so that it stays when others come."""
+    """A tenth of a class, at least one image; chosen by the names, so the same every time."""
     by_hash = sorted(paths, key=lambda path: hashlib.sha256(path.name.encode()).digest())
     return set(by_hash[: max(1, round(TEST_SHARE * len(paths)))])
 

@@ -49,6 +49,7 @@ def _whole(text: str, least: int = 0, most: int = 2**31 - 1) -> int:
 
 
 _count = _whole
+_micros = functools.partial(_whole, most=2**63 - 1)
 _port = functools.partial(_whole, least=1, most=65535)
 _positive = functools.partial(_whole, least=1)
 
@@ -68,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--batching_parameters_file", type=Path, help="batching.config")
     add("--file_system_poll_wait_seconds", type=_count, default=1, help="0: look once")
     add("--max_num_load_retries", type=_count, default=5)
-    add("--load_retry_interval_micros", type=int, default=60_000_000)
+    add("--load_retry_interval_micros", type=_micros, default=60_000_000)
     add_switch("--enable_model_warmup", True, "replay a version's warm-up requests first")
     add_switch("--enable_serialization_as_tensor_content", False, "pack the numbers of answers")
     threads = max(MIN_GRPC_THREADS, 4 * (os.cpu_count() or 1))

@@ -99,6 +99,13 @@ def test_what_is_no_file_is_not_waited_for(folder):
         dataset.load(str(folder))
 
 
+def test_a_name_that_is_not_utf8_is_named(folder):
+    image = (folder / "red" / "0.jpg").read_bytes()
+    (folder / "red" / "\udcff.jpg").write_bytes(image)
+    with pytest.raises(PipelineError, match=r"udcff\.jpg cannot be read \(its name is not UTF-8\)"):
+        dataset.load(str(folder))
+
+
 def test_files_that_are_no_images_are_counted(folder, capsys):
     (folder / "red" / "notes.txt").write_text("…")
     assert dataset.load(str(folder)).train_size == 4

@@ -40,4 +40,4 @@ def test_help_names_every_stage(command):
 
 def test_help_does_not_wait_for_tensorflow():
     code = "import sys, pipeline.__main__; sys.exit('tensorflow' in sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0
