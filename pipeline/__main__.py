@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from pipeline import config
+from pipeline import run as runs
 from pipeline.errors import PipelineError
 
 # Stages are imported when they run: TensorFlow takes seconds, which --help and a mistake need not.
@@ -21,21 +22,34 @@ def data(options: Namespace) -> None:
     """Prepare or check the data set, and leave some test images as files"""
     from pipeline import dataset, samples
 
-    loaded = dataset.load(options.dataset, options.data_dir, options.mirror)
+    loaded = dataset.load(options.dataset or "fashion_mnist", options.data_dir, options.mirror)
     print(
-        f"{loaded.name}: {loaded.train_size:,} training and {loaded.test_size:,} test images of "
+        f"{loaded.name}: {loaded.train.size:,} training and {loaded.test.size:,} test images of "
         f"{len(loaded.class_names)} classes: {', '.join(loaded.class_names)}"
     )
     print(f"sample images: {samples.write(loaded, options.data_dir)}")
 
 
 def train(options: Namespace) -> None:
-    """Train a network; leaves a run folder"""
+    """Train a network, or go on with an interrupted --run; leaves a run folder"""
     recipe = _recipe(options)
+    if options.run and (options.run / runs.RECORD).exists():
+        begun = runs.read(options.run)
+        _check_same(begun, options)
+        if begun.finished:
+            print(f"run {begun.path} is trained already")
+            return
+        recipe = begun.config
+    from pipeline import strategy
+
+    workers = strategy.start(
+        recipe.strategy, options.wait_seconds
+    )  # before anything else uses TensorFlow
     from pipeline import dataset, train
 
     loaded = dataset.load(recipe.dataset, options.data_dir, options.mirror)
-    train.train(recipe, loaded, options.runs)
+    chosen = train.open_run(options.run, options.runs, recipe, loaded, workers)
+    train.train(chosen, loaded, workers, options.checkpoint_seconds, options.wait_seconds)
 
 
 def evaluate(options: Namespace) -> None:
@@ -68,7 +82,9 @@ def benchmark(options: Namespace) -> int:
     from pipeline import benchmark, samples
 
     return benchmark.benchmark(
-        samples.folder(options.dataset, options.data_dir), options.repository, options.address
+        samples.folder(options.dataset or "fashion_mnist", options.data_dir),
+        options.repository,
+        options.address,
     )
 
 
@@ -80,16 +96,22 @@ def demo(options: Namespace) -> None:
 
 
 OPTIONS: dict[str, dict[str, Any]] = {
-    "--dataset": {"default": "fashion_mnist", "help": "TFDS name, or folder/<class>/*.jpg"},
+    "--dataset": {"help": "TFDS name, or folder/<class>/*.jpg"},
     "--data-dir": {"type": Path, "default": Path("data"), "help": "where data sets are kept"},
     "--mirror": {"help": "base address of a TFDS data set's files, https://… or file:///…"},
-    "--preset": {"default": "demo", "help": f"recipe: {', '.join(sorted(config.PRESETS))}"},
+    "--preset": {"help": f"recipe: {', '.join(sorted(config.PRESETS))}; demo if left out"},
     "--epochs": {"type": int, "help": "in place of the preset's"},
     "--batch-size": {"type": int, "help": "in place of the preset's"},
     "--learning-rate": {"type": float, "help": "in place of the preset's"},
+    "--holdout": {"type": float, "help": "share of the training images to measure on instead"},
+    "--variant": {"help": f"form of the network: {', '.join(config.VARIANTS)}"},
+    "--init-from": {"help": "run folder or weights file whose weights to start from"},
+    "--freeze": {"help": f"last stage that keeps its weights: {', '.join(config.STAGES)}"},
     "--precision": {"help": f"one of {', '.join(config.PRECISIONS)}"},
     "--strategy": {"help": f"tf.distribute strategy: {', '.join(config.STRATEGIES)}"},
     "--seed": {"type": int, "help": "of weights, order and augmentation"},
+    "--checkpoint-seconds": {"type": float, "default": 300.0, "help": "between checkpoints"},
+    "--wait-seconds": {"type": float, "default": 300.0, "help": "longest wait for a worker"},
     "--run": {"type": Path, "help": "a run's folder; the newest if left out"},
     "--runs": {"type": Path, "default": Path("runs"), "help": "where run folders are"},
     "--address": {"help": "host:port of a server to measure; one is started if left out"},
@@ -97,12 +119,20 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 _DATA = ("--dataset", "--data-dir", "--mirror")
 _RECIPE = (
-    *("--preset", "--epochs", "--batch-size", "--learning-rate"),
-    *("--precision", "--strategy", "--seed"),
+    *("--epochs", "--batch-size", "--learning-rate", "--holdout", "--variant", "--init-from"),
+    *("--freeze", "--precision", "--strategy", "--seed"),
 )
 STAGES = {
     data: _DATA,
-    train: (*_DATA, *_RECIPE, "--runs"),
+    train: (
+        *_DATA,
+        "--preset",
+        *_RECIPE,
+        "--run",
+        "--runs",
+        "--checkpoint-seconds",
+        "--wait-seconds",
+    ),
     evaluate: ("--run", "--runs", "--data-dir", "--mirror"),
     export: ("--run", "--runs"),
     publish: ("--run", "--runs", "--repository"),
@@ -120,11 +150,11 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one stage; returns the exit code: 0, or 2 for what the user can mend."""
     parser = _Parser(prog="python -m pipeline", description="Labelled images to a published model.")
     commands = parser.add_subparsers(required=True, metavar="STAGE")
-    for run, names in STAGES.items():
-        stage = commands.add_parser(run.__name__, help=run.__doc__, description=run.__doc__)
-        stage.set_defaults(stage=run)
+    for stage, names in STAGES.items():
+        command = commands.add_parser(stage.__name__, help=stage.__doc__, description=stage.__doc__)
+        command.set_defaults(stage=stage)
         for name in names:
-            stage.add_argument(name, **OPTIONS[name])
+            command.add_argument(name, **OPTIONS[name])
     options = parser.parse_args(arguments)
     # An exception, so that every stage cleans up behind itself.
     for number in (signal.SIGTERM, signal.SIGHUP):
@@ -143,14 +173,27 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _recipe(options: Namespace) -> config.Config:
-    fields = ("dataset", *(name.removeprefix("--").replace("-", "_") for name in _RECIPE[1:]))
-    return config.from_preset(options.preset, **{name: getattr(options, name) for name in fields})
+    return config.from_preset(options.preset or "demo", **_overrides(options))
 
 
-def _run(options: Namespace):
-    from pipeline import run
+def _check_same(begun: runs.Run, options: Namespace) -> None:
+    """Options may not change the recipe of a run that is gone on with."""
+    for field, value in {"preset": options.preset, **_overrides(options)}.items():
+        started = getattr(begun.config, field)
+        if value not in (None, started):
+            raise PipelineError(
+                f"run {begun.path} was started with {field} {started}, not {value}: leave that "
+                "option out, or start another run"
+            )
 
-    return run.load(options.run) if options.run else run.latest(options.runs)
+
+def _overrides(options: Namespace) -> dict[str, object]:
+    names = (name.removeprefix("--").replace("-", "_") for name in ("--dataset", *_RECIPE))
+    return {name: getattr(options, name) for name in names}
+
+
+def _run(options: Namespace) -> runs.Run:
+    return runs.load(options.run) if options.run else runs.latest(options.runs)
 
 
 if __name__ == "__main__":

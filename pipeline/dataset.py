@@ -1,4 +1,4 @@
-"""Labelled images: a TFDS data set or a folder of images -> batched tf.data.
+"""Labelled images: a TFDS data set or a folder of images -> two splits as tf.data.
 
     python -m pipeline data --dataset fashion_mnist [--mirror file:///folder/of/its/files/]
     python -m pipeline data --dataset path/to/folder      with folder/<class name>/*.jpg
@@ -8,9 +8,11 @@ time; a folder costs one decoding of each image, a few hundred photos a second p
 """
 
 import concurrent.futures
+import dataclasses
 import hashlib
 import re
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,14 +22,33 @@ from tqdm import tqdm
 
 from pipeline import mirror as mirrors
 from pipeline import preprocessing
-from pipeline.config import Config
 from pipeline.errors import PipelineError
 
 DEFAULT_DATA_DIR = Path("data")
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".gif", ".bmp"}
 TEST_SHARE = 0.1  # of a folder's images; TFDS data sets bring their own test split
-CACHE_BYTES = 2 << 30  # a training split that fits is decoded and resized once
-SHUFFLE_BYTES = 1 << 30
+
+
+@dataclass(frozen=True)
+class Split:
+    """Labelled images in a fixed order.
+
+    Attributes:
+        records: unbatched elements (record, int64 label []); a record costs little to read or to
+            skip.
+        open: a record as a picture, uint8 [H,W,C].
+        size: number of elements.
+    """
+
+    records: tf.data.Dataset
+    open: Callable[[tf.Tensor], tf.Tensor]
+    size: int
+
+    def images(self) -> tf.data.Dataset:
+        """Unbatched elements (uint8 image [H,W,C], int64 label [])."""
+        return self.records.map(
+            lambda record, label: (self.open(record), label), num_parallel_calls=tf.data.AUTOTUNE
+        )
 
 
 @dataclass(frozen=True)
@@ -37,16 +58,14 @@ class Dataset:
     Attributes:
         name: as the user gave it.
         class_names: by label.
-        train, test: unbatched elements (uint8 image [H,W,C], int64 label []), in a fixed order.
-        train_size, test_size: number of elements.
+        train: what a network learns from.
+        test: what it is measured on in the end.
     """
 
     name: str
     class_names: tuple[str, ...]
-    train: tf.data.Dataset
-    test: tf.data.Dataset
-    train_size: int
-    test_size: int
+    train: Split
+    test: Split
 
 
 def load(name: str, data_dir: Path = DEFAULT_DATA_DIR, mirror: str | None = None) -> Dataset:
@@ -70,44 +89,30 @@ def load(name: str, data_dir: Path = DEFAULT_DATA_DIR, mirror: str | None = None
     return _from_tfds(name, data_dir, mirror)
 
 
-def training_batches(data: Dataset, recipe: Config) -> tf.data.Dataset:
-    """Endless shuffled, augmented batches: (uint8 pixels [B,S,S,3], int64 labels [B])."""
-    size = recipe.image_size
-    image_bytes = size * size * 3
-    images = data.train.map(_resized(size), num_parallel_calls=tf.data.AUTOTUNE)
-    if data.train_size * image_bytes <= CACHE_BYTES:
-        images = images.cache()
-    images = images.shuffle(min(data.train_size, SHUFFLE_BYTES // image_bytes), seed=recipe.seed)
-    batches = images.repeat().batch(recipe.batch_size, drop_remainder=True)
-    batches = batches.map(
-        lambda pixels, labels: (_augment(pixels, recipe), labels),
+def hold_out(split: Split, share: float) -> tuple[Split, Split]:
+    """Every so-many-th element of a split kept apart: (the rest, what is kept apart)."""
+    if not share:
+        return split, dataclasses.replace(split, records=split.records.take(0), size=0)
+    period = round(1 / share)
+    numbered = split.records.enumerate()
+    kept, rest = (
+        numbered.filter(lambda i, _, apart=apart: (i % period == 0) == apart).map(lambda _, x: x)
+        for apart in (True, False)
+    )
+    size = -(-split.size // period)
+    return (
+        dataclasses.replace(split, records=rest, size=split.size - size),
+        dataclasses.replace(split, records=kept, size=size),
+    )
+
+
+def batches(split: Split, image_size: int, batch_size: int = 128) -> tf.data.Dataset:
+    """A split once, in its order: (uint8 pixels [B,S,S,3], int64 labels [B])."""
+    images = split.images().map(
+        lambda image, label: (preprocessing.to_pixels(image, image_size), label),
         num_parallel_calls=tf.data.AUTOTUNE,
     )
-    options = tf.data.Options()
-    # Workers share one shuffled stream; whole files would be too few to share out.
-    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
-    return batches.prefetch(tf.data.AUTOTUNE).with_options(options)
-
-
-def test_batches(data: Dataset, image_size: int, batch_size: int = 128) -> tf.data.Dataset:
-    """The test split in its order: (uint8 pixels [B,S,S,3], int64 labels [B])."""
-    images = data.test.map(_resized(image_size), num_parallel_calls=tf.data.AUTOTUNE)
     return images.batch(batch_size).prefetch(tf.data.AUTOTUNE)
-
-
-def _resized(size: int):
-    return lambda image, label: (preprocessing.to_pixels(image, size), label)
-
-
-def _augment(pixels: tf.Tensor, recipe: Config) -> tf.Tensor:
-    """Mirror each picture by chance, and shift the batch."""
-    pixels = tf.image.random_flip_left_right(pixels, seed=recipe.seed)
-    margin = int(recipe.shift * recipe.image_size)
-    if not margin:
-        return pixels
-    around = [[0, 0], [margin, margin], [margin, margin], [0, 0]]
-    padded = tf.pad(pixels, around, "REFLECT")
-    return tf.image.random_crop(padded, tf.shape(pixels), seed=recipe.seed)
 
 
 # --- TFDS
@@ -143,10 +148,19 @@ def _from_tfds(name: str, data_dir: Path, mirror: str | None) -> Dataset:
     return Dataset(
         name=name,
         class_names=tuple(builder.info.features["label"].names),
-        train=builder.as_dataset("train", as_supervised=True),
-        test=builder.as_dataset(test, as_supervised=True),
-        train_size=splits["train"].num_examples,
-        test_size=splits[test].num_examples,
+        train=_tfds_split(builder, "train"),
+        test=_tfds_split(builder, test),
+    )
+
+
+def _tfds_split(builder, name: str) -> Split:
+    import tensorflow_datasets as tfds
+
+    encoded = {"image": tfds.decode.SkipDecoding()}
+    return Split(
+        builder.as_dataset(name, as_supervised=True, decoders=encoded),
+        builder.info.features["image"].decode_example,
+        builder.info.splits[name].num_examples,
     )
 
 
@@ -196,10 +210,8 @@ def _from_folder(folder: Path) -> Dataset:
     return Dataset(
         name=str(folder),
         class_names=tuple(classes),
-        train=_read(train),
-        test=_read(test),
-        train_size=len(train),
-        test_size=len(test),
+        train=_listed(train),
+        test=_listed(test),
     )
 
 
@@ -260,12 +272,9 @@ def _held_out(paths: list[Path]) -> set[Path]:
     return set(by_hash[: max(1, round(TEST_SHARE * len(paths)))])
 
 
-def _read(files: list[tuple[str, int]]) -> tf.data.Dataset:
+def _listed(files: list[tuple[str, int]]) -> Split:
     # Files are read class by class otherwise, which a shuffle buffer smaller than the set shows.
     files = sorted(files, key=lambda file: hashlib.sha256(file[0].encode()).digest())
     paths, labels = zip(*files, strict=True)
-    listed = tf.data.Dataset.from_tensor_slices((list(paths), tf.constant(labels, tf.int64)))
-    return listed.map(
-        lambda path, label: (preprocessing.decode(tf.io.read_file(path)), label),
-        num_parallel_calls=tf.data.AUTOTUNE,
-    )
+    records = tf.data.Dataset.from_tensor_slices((list(paths), tf.constant(labels, tf.int64)))
+    return Split(records, lambda path: preprocessing.decode(tf.io.read_file(path)), len(files))

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline import config, dataset, evaluate, export, publish, samples, train
+from pipeline import config, dataset, evaluate, export, publish, samples, strategy, train
 from pipeline.dataset import Dataset
 from pipeline.errors import PipelineError
 from pipeline.local_server import serving
@@ -30,10 +30,12 @@ def demo(data_dir: Path, mirror: str | None, runs: Path, models: Path) -> None:
         PipelineError: they differ, or are worse than they should be.
     """
     recipe = config.from_preset("demo")
+    workers = strategy.start(recipe.strategy)
     data = _stage("data", lambda: dataset.load(recipe.dataset, data_dir, mirror))
-    print(f"{data.train_size:,} training and {data.test_size:,} test images")
+    print(f"{data.train.size:,} training and {data.test.size:,} test images")
     print(f"sample images: {samples.write(data, data_dir)}")
-    run = _stage("train", lambda: train.train(recipe, data, runs))
+    run = train.open_run(None, runs, recipe, data, workers)
+    _stage("train", lambda: train.train(run, data, workers))
     _stage("evaluate", lambda: evaluate.evaluate(run, data))
     exported = _stage("export", lambda: export.export(run))
     _stage("publish", lambda: publish.publish(exported, models))

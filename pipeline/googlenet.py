@@ -75,6 +75,7 @@ class Stem:
 STEMS = {
     "imagenet": Stem(kernel=7, stride=2, pool=True),  # 1/8 at block 3a: the paper's
     "small": Stem(kernel=3, stride=1, pool=True),  # 1/4 at block 3a: pictures of 28 to 64 pixels
+    "tiny": Stem(kernel=3, stride=1, pool=False),  # 1/2: pictures of up to 32 pixels, 4 × the cost
 }
 
 # Caffe's and the paper's normalisation: 5 channels, alpha 1e-4 divided by the window, beta 0.75.
@@ -94,9 +95,11 @@ class LocalResponseNormalization(layers.Layer):
 class _Builder:
     """Layers of one variant under one dtype policy, named so that weights can be found by name."""
 
-    def __init__(self, variant: Variant, dtype: str) -> None:
+    def __init__(self, variant: Variant, dtype: str, sync_batch_norm: bool) -> None:
         self.variant = variant
         self.dtype = dtype
+        # The synchronized form is slower (not fused), so it is built only where asked for.
+        self.batch_norm = BATCH_NORM | ({"synchronized": True} if sync_batch_norm else {})
 
     def conv(self, x, filters: int, kernel: int, name: str, stride: int = 1):
         """Convolution, batch normalisation where the variant has it, ReLU."""
@@ -105,7 +108,7 @@ class _Builder:
             filters, kernel, stride, "same", use_bias=not batch_norm, name=name, dtype=self.dtype
         )(x)
         if batch_norm:
-            x = layers.BatchNormalization(**BATCH_NORM, name=f"{name}_bn", dtype=self.dtype)(x)
+            x = layers.BatchNormalization(**self.batch_norm, name=f"{name}_bn", dtype=self.dtype)(x)
         return layers.ReLU(name=f"{name}_relu", dtype=self.dtype)(x)
 
     def max_pool(self, x, size: int = 3, stride: int = 2, name: str | None = None):
@@ -165,22 +168,27 @@ class _Builder:
 
 def build(
     classes: int,
-    image_size: int = 224,
+    image_size: int | None = 224,
     variant: str = "batch_norm",
     stem: str = "imagenet",
     auxiliary_heads: bool = False,
     dtype: str = "float32",
+    dropout: float | None = None,
+    sync_batch_norm: bool = False,
 ) -> keras.Model:
     """GoogLeNet as a tf-keras model.
 
     Args:
         classes: number of classes.
-        image_size: side of the square input in pixels, at least 16.
+        image_size: side of the square input in pixels, at least 16; None for any, which the
+            auxiliary heads do not allow.
         variant: a key of `VARIANTS`.
         stem: a key of `STEMS`.
         auxiliary_heads: add the two heads that help training; inference has no use for them.
         dtype: tf-keras dtype policy of the hidden layers, `float32` or `mixed_bfloat16`;
             weights and logits are float32 in both.
+        dropout: before the classifier; None for the variant's own.
+        sync_batch_norm: take batch statistics over all replicas.
 
     Returns:
         A model from uint8 pixels [N,S,S,3] to a dict of float32 tensors: `logits` [N,C],
@@ -188,7 +196,7 @@ def build(
         and `aux2` [N,C].
     """
     form = VARIANTS[variant]
-    net = _Builder(form, dtype)
+    net = _Builder(form, dtype, sync_batch_norm)
     pixels = keras.Input((image_size, image_size, 3), dtype=tf.uint8, name="pixels")
     # [-1, 1], in float32: bfloat16 has too few bits for 256 levels.
     x = layers.Rescaling(1 / 127.5, offset=-1, name="rescale", dtype="float32")(pixels)
@@ -207,6 +215,7 @@ def build(
             outputs[head] = net.auxiliary_head(x, classes, head)
     x = layers.GlobalAveragePooling2D(name="average", dtype="float32")(x)
     outputs["embedding"] = x
-    x = layers.Dropout(form.dropout, name="dropout", dtype="float32")(x)
+    dropout = form.dropout if dropout is None else dropout
+    x = layers.Dropout(dropout, name="dropout", dtype="float32")(x)
     outputs["logits"] = layers.Dense(classes, name="logits", dtype="float32")(x)
     return keras.Model(pixels, outputs, name="googlenet")

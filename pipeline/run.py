@@ -1,10 +1,13 @@
 """A training run's folder: what training leaves for evaluation and export.
 
 runs/<time>-<preset>-<dataset>/
-run.json          configuration, class names, git commit
+run.json          configuration, class names, number of training images, git commit
 history.csv       a line per epoch
+tensorboard/      curves and pictures
+checkpoints/      what an interrupted training goes on from; gone when it has ended
 weights.h5        written last: a run without it has not finished
 evaluation.json   metrics on the test split       (evaluate)
+confusion.png     of the test split               (evaluate)
 predictions.npy   int64 [N], the predicted class of each test image, in order   (evaluate)
 export/           the SavedModel                  (export)
 """
@@ -19,6 +22,8 @@ from pathlib import Path
 from pipeline import config, files
 from pipeline.errors import PipelineError
 
+RECORD = "run.json"
+
 
 @dataclass(frozen=True)
 class Run:
@@ -27,7 +32,20 @@ class Run:
     path: Path
     config: config.Config
     class_names: tuple[str, ...]
+    train_images: int
     git_commit: str
+
+    @property
+    def finished(self) -> bool:
+        return self.weights.is_file()
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def confusion(self) -> Path:
+        return self.path / "confusion.png"
 
     @property
     def weights(self) -> Path:
@@ -50,22 +68,48 @@ class Run:
         return self.path / "export"
 
 
-def create(root: Path, recipe: config.Config, class_names: tuple[str, ...]) -> Run:
-    """Make a new run's folder, named by the time in UTC."""
-    dataset = re.sub(r"\W+", "-", Path(recipe.dataset).name) or "images"
-    stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
-    root.mkdir(parents=True, exist_ok=True)
-    path = _new_folder(root, f"{stamp}-{recipe.preset}-{dataset}")
-    run = Run(path, recipe, class_names, git_commit())
+def create(
+    root: Path,
+    recipe: config.Config,
+    class_names: tuple[str, ...],
+    train_images: int = 0,
+    path: Path | None = None,
+) -> Run:
+    """Make a new run's folder: the one given, or one below `root`, named by the time in UTC."""
+    if path is None:
+        dataset = re.sub(r"\W+", "-", Path(recipe.dataset).name) or "images"
+        stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
+        root.mkdir(parents=True, exist_ok=True)
+        path = _new_folder(root, f"{stamp}-{recipe.preset}-{dataset}")
+    run = Run(path, recipe, class_names, train_images, git_commit())
     files.write_json(
-        path / "run.json",
+        path / RECORD,
         {
             "config": config.to_dict(recipe),
             "class_names": class_names,
+            "train_images": train_images,
             "git_commit": run.git_commit,
         },
     )
     return run
+
+
+def read(path: Path) -> Run:
+    """Read a run, finished or not.
+
+    Raises:
+        PipelineError: no such folder, or no run's.
+    """
+    record = path / RECORD
+    if not record.is_file():
+        raise PipelineError(f"no run at {path}: train one with `make train`, or name it with --run")
+    try:
+        saved = json.loads(record.read_text())
+        saved["config"] = config.Config(**saved["config"])
+        saved["class_names"] = tuple(saved["class_names"])
+        return Run(path, **saved)
+    except (ValueError, KeyError, TypeError) as error:
+        raise PipelineError(f"{record} is not a run's record ({error}): train again") from error
 
 
 def load(path: Path) -> Run:
@@ -74,17 +118,12 @@ def load(path: Path) -> Run:
     Raises:
         PipelineError: no such folder, or its training has not finished.
     """
-    record = path / "run.json"
-    if not record.is_file():
-        raise PipelineError(f"no run at {path}: train one with `make train`, or name it with --run")
-    try:
-        saved = json.loads(record.read_text())
-        recipe = config.Config(**saved["config"])
-        run = Run(path, recipe, tuple(saved["class_names"]), saved["git_commit"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise PipelineError(f"{record} is not a run's record ({error}): train again") from error
-    if not run.weights.is_file():
-        raise PipelineError(f"run {path} has no weights.h5: its training did not finish")
+    run = read(path)
+    if not run.finished:
+        raise PipelineError(
+            f"run {path} has no weights.h5: its training did not finish; go on with "
+            f"`make train RUN={path}`"
+        )
     return run
 
 

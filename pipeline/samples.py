@@ -39,7 +39,9 @@ def folder(dataset: str, data_dir: Path) -> Path:
 
 def encoded(data: Dataset, count: int) -> Iterator[tuple[bytes, int]]:
     """The first images of the test split as (PNG bytes, label)."""
-    images = data.test.take(count).map(lambda image, label: (tf.io.encode_png(image), label))
+    images = (
+        data.test.images().take(count).map(lambda image, label: (tf.io.encode_png(image), label))
+    )
     for image, label in images.as_numpy_iterator():
         yield image, int(label)
 

@@ -1,148 +1,211 @@
 """Train the network through a tf.distribute strategy.
 
     python -m pipeline train --preset demo [--dataset NAME_OR_FOLDER] [--strategy mirrored]
+    python -m pipeline train --run runs/…           goes on with a run that was interrupted
 
-prints a progress bar and leaves a run folder, see `run.py`. The preset `demo` takes two minutes on
-two cores.
+prints a progress bar and a line per epoch, and leaves a run folder, see `run`. The preset `demo`
+takes two minutes on two cores; docs/training.md says what the others take.
+
+A checkpoint is written every few minutes, and on SIGTERM, SIGHUP and Ctrl-C before the process
+exits with 128 + the signal's number.
 """
 
 import math
+import signal
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from itertools import islice
 from pathlib import Path
 
 import tensorflow as tf
 import tf_keras as keras
 
-from pipeline import dataset, files, googlenet
+from pipeline import checkpoint, dataset, feed, files
+from pipeline import run as runs
 from pipeline.config import Config
 from pipeline.dataset import Dataset
 from pipeline.errors import PipelineError
-from pipeline.run import Run, create
+from pipeline.feed import Feed
+from pipeline.learner import Batch, Learner
+from pipeline.progress import Progress
+from pipeline.run import Run
+from pipeline.strategy import WAIT_SECONDS, WaitLimit, barrier, is_chief
 
-# Weight of each auxiliary classifier's loss (paper, section 5).
-AUXILIARY_WEIGHT = 0.3
-MOMENTUM = 0.9
-WARM_UP_SHARE = 0.1  # of all steps, during which the rate rises from 0
-
-
-def _one_device() -> tf.distribute.Strategy:
-    gpu = bool(tf.config.list_physical_devices("GPU"))
-    return tf.distribute.OneDeviceStrategy("/gpu:0" if gpu else "/cpu:0")
+CHECKPOINT_SECONDS = 300.0
 
 
-def _tpu() -> tf.distribute.Strategy:
-    try:
-        resolver = tf.distribute.cluster_resolver.TPUClusterResolver.connect()
-    except (ValueError, tf.errors.OpError) as error:
-        raise PipelineError(
-            "strategy tpu: no TPU was found: choose another with --strategy"
-        ) from error
-    return tf.distribute.TPUStrategy(resolver)
-
-
-STRATEGIES: dict[str, Callable[[], tf.distribute.Strategy]] = {
-    "one": _one_device,
-    "mirrored": tf.distribute.MirroredStrategy,
-    "multiworker": tf.distribute.MultiWorkerMirroredStrategy,
-    "tpu": _tpu,
-}
-
-
-def train(recipe: Config, data: Dataset, root: Path) -> Run:
-    """Train a network by the recipe and leave it in a new run folder below `root`.
+def open_run(
+    path: Path | None, root: Path, recipe: Config, data: Dataset, strategy: tf.distribute.Strategy
+) -> Run:
+    """The run at a path, to go on with; or a new one, there or below `root`.
 
     Raises:
-        PipelineError: the loss is no longer a number, or the strategy cannot be had.
+        PipelineError: the data is no longer what the run was started with, or a worker does not see
+            the chief's folder.
     """
-    keras.utils.set_random_seed(recipe.seed)
-    try:
-        strategy = STRATEGIES[recipe.strategy]()
-    except (ValueError, RuntimeError) as error:  # a TF_CONFIG that is none, a cluster that is not
-        reason = str(error).splitlines()[0]
-        raise PipelineError(f"strategy {recipe.strategy} cannot start: {reason}") from error
-    dtype = choose_dtype(recipe.precision)
-    steps = max(1, data.train_size // recipe.batch_size)
-    run = create(root, recipe, data.class_names)
-    print(
-        f"training GoogLeNet ({recipe.variant}, {recipe.image_size}×{recipe.image_size}) on "
-        f"{data.train_size:,} images of {len(data.class_names)} classes: {recipe.epochs} epochs of "
-        f"{steps} steps, {dtype}, {type(strategy).__name__}",
-        flush=True,
-    )
-    with strategy.scope():
-        network = build(recipe, len(data.class_names), dtype)
-        model = _compiled(network, recipe, steps * recipe.epochs)
-    started = time.monotonic()
-    model.fit(
-        dataset.training_batches(data, recipe),
-        epochs=recipe.epochs,
-        steps_per_epoch=steps,
-        verbose=1 if sys.stdout.isatty() else 2,
-        callbacks=[_StopOnNaN(), keras.callbacks.CSVLogger(str(run.history))],
-    )
-    seconds = time.monotonic() - started
-    files.write(run.weights, lambda partial: network.save_weights(str(partial)))
-    rate = steps * recipe.epochs * recipe.batch_size / seconds
-    print(f"trained in {seconds:.0f} s, {rate:,.0f} images/s: {run.path}")
+    if not path and recipe.strategy == "multiworker":
+        raise PipelineError("strategy multiworker needs --run: a folder that all workers share")
+    images = data.train.size
+    if path and (path / runs.RECORD).exists():
+        run = runs.read(path)
+    elif is_chief(strategy):
+        run = runs.create(root, recipe, data.class_names, images, path)
+    barrier(strategy)
+    if path and not is_chief(strategy):
+        run = runs.read(path)
+    if (run.class_names, run.train_images) != (data.class_names, images):
+        raise PipelineError(
+            f"dataset {data.name} has {images} training images of {len(data.class_names)} classes, "
+            f"and run {run.path} was started with {run.train_images} of {len(run.class_names)}, or "
+            "the classes' names differ: bring the data back, or start another run"
+        )
     return run
 
 
-def build(recipe: Config, classes: int, dtype: str = "float32") -> keras.Model:
-    """The recipe's network with fresh weights, see `googlenet.build`."""
-    return googlenet.build(
-        classes, recipe.image_size, recipe.variant, recipe.stem, recipe.auxiliary_heads, dtype
+def train(
+    run: Run,
+    data: Dataset,
+    strategy: tf.distribute.Strategy,
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
+    wait_seconds: float = WAIT_SECONDS,
+) -> None:
+    """Train a run's network by its recipe, from its newest checkpoint if it has one.
+
+    Args:
+        run: an unfinished run; its weights are there when this returns.
+        data: what it learns from.
+        strategy: see `strategy.start`; with several workers, every one of them calls this.
+        checkpoint_seconds: time between checkpoints.
+        wait_seconds: longest wait for another worker.
+
+    Raises:
+        PipelineError: the loss is no longer a number, another worker is gone, the weights to start
+            from do not fit.
+        SystemExit: a signal asked to stop; a checkpoint has been written.
+    """
+    recipe, chief = run.config, is_chief(strategy)
+    if recipe.batch_size % strategy.num_replicas_in_sync:
+        raise PipelineError(
+            f"batch_size is {recipe.batch_size}: choose a multiple of "
+            f"{strategy.num_replicas_in_sync}, the number of replicas that share it"
+        )
+    keras.utils.set_random_seed(recipe.seed)
+    training, held_out = dataset.hold_out(data.train, recipe.holdout)
+    source = feed.feed(training, recipe)
+    learner = Learner(recipe, data.class_names, source.steps_per_epoch, strategy)
+    step = checkpoint.restore(learner.state, run.checkpoints)
+    progress = Progress(run, source.steps_per_epoch, step, shown=chief)
+    progress.say(
+        f"training GoogLeNet ({recipe.variant}, {recipe.image_size}×{recipe.image_size}) on "
+        f"{training.size:,} images of {len(data.class_names)} classes: {recipe.epochs} epochs of "
+        f"{source.steps_per_epoch} steps, {learner.dtype}, {type(strategy).__name__}"
     )
+    if step:
+        progress.say(f"going on after step {step:,}")
+    elif learner.initialized:
+        progress.say(str(learner.initialized))
+    due = time.monotonic() + checkpoint_seconds
+    several = recipe.strategy == "multiworker"
+    waiting = WaitLimit(wait_seconds) if several else nullcontext()
+    with _stop_signals() as stop, _named_errors(run):
+        for batch in _batches(strategy, source, step):
+            if step == 0:
+                progress.pictures(strategy.experimental_local_results(batch[0])[0])
+            flags = [bool(stop), chief and time.monotonic() > due]
+            with waiting:
+                loss, (stopping, saving) = learner.learn(batch, flags)
+            rate = learner.learning_rate(step)
+            step += 1
+            if not math.isfinite(loss):
+                raise PipelineError(
+                    f"the loss is {loss} after step {step} at a learning rate of {rate:.3g}: "
+                    "train with a lower --learning-rate"
+                )
+            progress.step(loss, rate)
+            if step % source.steps_per_epoch == 0:
+                measured = learner.measure(held_out) if held_out.size else None
+                progress.epoch(learner.take_means(), rate, measured)
+            if stopping or saving:
+                with waiting:
+                    _save(learner, run, step, progress if chief else None)
+                due = time.monotonic() + checkpoint_seconds
+            if stopping:
+                progress.say(f"stopped after step {step:,}: go on with --run {run.path}")
+                sys.exit(128 + (stop[0] if stop else signal.SIGTERM))
+        network = learner.finished()
+    if chief:
+        files.write(run.weights, lambda partial: network.save_weights(str(partial)))
+        checkpoint.discard(run.checkpoints)
+    progress.finish()
 
 
-def choose_dtype(precision: str) -> str:
-    """The tf-keras dtype policy for a precision; `auto` takes bfloat16 where that is fast."""
-    bf16 = precision == "bf16" or (precision == "auto" and _has_fast_bfloat16())
-    return "mixed_bfloat16" if bf16 else "float32"
-
-
-def _has_fast_bfloat16() -> bool:
-    gpus = tf.config.list_physical_devices("GPU")
-    if gpus:
-        capability = tf.config.experimental.get_device_details(gpus[0]).get("compute_capability")
-        return capability is not None and capability >= (8, 0)
-    cpuinfo = Path("/proc/cpuinfo")
-    flags = cpuinfo.read_text() if cpuinfo.exists() else ""
-    return "avx512_bf16" in flags or "amx_bf16" in flags
-
-
-def _compiled(network: keras.Model, recipe: Config, steps: int) -> keras.Model:
-    """The network's classifiers as a compiled model; it shares the network's weights."""
-    heads = {name: x for name, x in network.output.items() if name != "embedding"}
-    model = keras.Model(network.input, heads)
-    model.compile(
-        _optimizer(recipe, steps),
-        loss={name: keras.losses.SparseCategoricalCrossentropy(from_logits=True) for name in heads},
-        loss_weights={name: 1.0 if name == "logits" else AUXILIARY_WEIGHT for name in heads},
-        metrics={"logits": ["accuracy"]},
-    )
-    return model
-
-
-def _optimizer(recipe: Config, steps: int) -> keras.optimizers.Optimizer:
-    warm_up = math.ceil(WARM_UP_SHARE * steps)
-    rate = keras.optimizers.schedules.CosineDecay(
-        0.0, max(1, steps - warm_up), warmup_target=recipe.learning_rate, warmup_steps=warm_up
-    )
-    optimizer = keras.optimizers.SGD(
-        rate, MOMENTUM, nesterov=True, weight_decay=recipe.weight_decay
-    )
-    # Decaying these shrinks the outputs and regularises nothing.
-    optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
-    return optimizer
-
-
-class _StopOnNaN(keras.callbacks.Callback):
-    def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
-        loss = (logs or {}).get("loss", 0.0)
-        if not math.isfinite(loss):
-            raise PipelineError(
-                f"the loss is {loss} after step {int(self.model.optimizer.iterations)}: "
-                "train with a lower learning rate"
+def _batches(strategy: tf.distribute.Strategy, source: Feed, step: int) -> Iterator[Batch]:
+    """Every step's batch, of smaller pictures first where the recipe wants that."""
+    recipe = source.recipe
+    early = round(recipe.early_share * recipe.epochs) * source.steps_per_epoch
+    end = source.steps_per_epoch * recipe.epochs
+    for until, size in (
+        (early if recipe.early_size else 0, recipe.early_size),
+        (end, recipe.image_size),
+    ):
+        if step < until:
+            distributed = strategy.distribute_datasets_from_function(
+                lambda context, step=step, size=size: source.batches(step, size, context)
             )
+            yield from islice(distributed, until - step)
+            step = until
+
+
+def _save(learner: Learner, run: Run, step: int, progress: Progress | None) -> None:
+    """Write a checkpoint; only the chief's is kept, but all workers must take part in reading.
+
+    A disk that is full now may have room later, so training goes on.
+    """
+    if progress is None:
+        with tempfile.TemporaryDirectory() as folder:
+            learner.state.write(str(Path(folder) / "state"))
+        return
+    try:
+        checkpoint.write(learner.state, run.checkpoints, step)
+    except PipelineError as error:
+        progress.say(f"warning: {error}")
+
+
+@contextmanager
+def _stop_signals() -> Iterator[list[int]]:
+    """A list that receives the signals that ask to stop; a second one stops at once."""
+    received: list[int] = []
+
+    def receive(number: int, _: object) -> None:
+        received.append(number)
+        if len(received) > 1:
+            sys.exit(128 + number)
+
+    asked = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+    before = {number: signal.signal(number, receive) for number in asked}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _named_errors(run: Run) -> Iterator[None]:
+    """Give what TensorFlow raises in training a cause and a remedy."""
+    try:
+        yield
+    except tf.errors.ResourceExhaustedError as error:
+        raise PipelineError(
+            f"out of memory at batch_size {run.config.batch_size}: choose a smaller --batch-size"
+        ) from error
+    except tf.errors.OpError as error:
+        if run.config.strategy != "multiworker":
+            raise
+        raise PipelineError(
+            f"another worker no longer answers ({type(error).__name__}): start all workers again "
+            f"with --run {run.path}"
+        ) from error

@@ -115,7 +115,7 @@ def test_no_server_is_typed_and_says_what_to_do(images):
 def test_served_answers_are_the_offline_ones(client, data, run):
     from pipeline import samples
 
-    encoded, _ = zip(*samples.encoded(data, data.test_size), strict=True)
+    encoded, _ = zip(*samples.encoded(data, data.test.size), strict=True)
     served = [sorted(COLOURS).index(answer.label) for answer in client.classify(encoded)]
     assert served == np.load(run.predictions).tolist()
     assert json.loads(run.evaluation.read_text())["images"] == len(served)

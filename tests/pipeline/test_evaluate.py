@@ -22,9 +22,9 @@ def test_measures_what_a_known_classifier_does():
 
 def test_results_are_left_in_the_run_folder(run, data):
     saved = json.loads(run.evaluation.read_text())
-    labels = np.array([int(label) for _, label in data.test])
+    labels = np.array([int(label) for _, label in data.test.images()])
     predictions = np.load(run.predictions)
-    assert saved["images"] == data.test_size == len(predictions)
+    assert saved["images"] == data.test.size == len(predictions)
     assert saved["accuracy"] == pytest.approx((predictions == labels).mean())
 
 

@@ -33,9 +33,9 @@ def write_idx(folder: Path, images: dict[str, int]) -> None:
 def test_tfds_own_builder_reads_a_named_mirror(tmp_path):
     write_idx(tmp_path / "mirror", {"train": 60_000, "t10k": 10_000})
     data = dataset.load("fashion_mnist", tmp_path / "data", (tmp_path / "mirror").as_uri())
-    assert (data.train_size, data.test_size) == (60_000, 10_000)
+    assert (data.train.size, data.test.size) == (60_000, 10_000)
     assert data.class_names[9] == "Ankle boot"
-    for image, label in data.test.take(20).as_numpy_iterator():
+    for image, label in data.test.images().take(20).as_numpy_iterator():
         assert image.shape == (28, 28, 1)
         assert image[0, 0, 0] == label
 

@@ -1,0 +1,127 @@
+"""A training split -> the batches of every step: shuffled, cropped, augmented.
+
+What a step sees is a function of the seed and the step's number alone, not of what was read before
+or of how many workers share the batch: a resumed run goes on with the very batch that an
+uninterrupted one would see, and two workers with half a batch each see what one sees.
+
+Splits that fit in memory are decoded once and addressed by number; larger ones are read as a
+stream through a shuffle buffer, and resuming skips records without decoding them.
+"""
+
+import sys
+from dataclasses import dataclass
+
+import numpy as np
+import tensorflow as tf
+from tqdm import tqdm
+
+from pipeline import augment, dataset, preprocessing
+from pipeline.config import Config
+from pipeline.dataset import Split
+
+MEMORY_BYTES = 2 << 30  # of decoded pictures
+SHUFFLED_RECORDS = 20_000  # about 2 GB of ImageNet's
+
+
+@dataclass(frozen=True)
+class Feed:
+    """The batches of one recipe over one split."""
+
+    split: Split
+    recipe: Config
+    memory: tuple[tf.Tensor, tf.Tensor] | None  # uint8 pixels [N,S,S,3] and int64 labels [N]
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole batches in the split; at least one, in which pictures then come twice."""
+        return max(1, self.split.size // self.recipe.batch_size)
+
+    def batches(
+        self, step: int, image_size: int, context: tf.distribute.InputContext | None = None
+    ) -> tf.data.Dataset:
+        """Endless batches from a step on: (uint8 pixels [B,S,S,3], int64 labels [B]).
+
+        Args:
+            step: number of the first step, from 0.
+            image_size: S; pictures in memory are shrunk to it.
+            context: which worker of how many this is: its batches are its share of the whole.
+        """
+        context = context or tf.distribute.InputContext()
+        workers, worker = context.num_input_pipelines, context.input_pipeline_id
+        examples = self._remembered(step) if self.memory else self._streamed(step)
+        examples = examples.shard(workers, worker).batch(
+            context.get_per_replica_batch_size(self.recipe.batch_size), drop_remainder=True
+        )
+        if self.memory:
+            examples = examples.map(self._look_up, num_parallel_calls=tf.data.AUTOTUNE)
+        return examples.map(
+            lambda pixels, labels, positions: (
+                augment.augment(
+                    preprocessing.to_pixels(pixels, image_size), positions, self.recipe
+                ),
+                labels,
+            ),
+            num_parallel_calls=tf.data.AUTOTUNE,
+        ).prefetch(tf.data.AUTOTUNE)
+
+    def _remembered(self, step: int) -> tf.data.Dataset:
+        first = step * self.recipe.batch_size
+        return tf.data.Dataset.range(first, np.iinfo(np.int64).max)
+
+    def _look_up(self, positions: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        pixels, labels = self.memory  # type: ignore[misc]
+        rows = _shuffled(positions, self._epoch_size, self.split.size, self.recipe.seed)
+        return tf.gather(pixels, rows), tf.gather(labels, rows), positions
+
+    def _streamed(self, step: int) -> tf.data.Dataset:
+        """(pixels [S,S,3], label [], position []) by way of a shuffle buffer."""
+        epoch, done = divmod(step * self.recipe.batch_size, self._epoch_size)
+
+        def shuffled(epoch: tf.Tensor) -> tf.data.Dataset:
+            seed = self.recipe.seed + epoch
+            records = self.split.records.shuffle(SHUFFLED_RECORDS, seed=seed)
+            return records.repeat().take(self._epoch_size)
+
+        records = tf.data.Dataset.range(epoch, np.iinfo(np.int64).max).flat_map(shuffled)
+        numbered = records.skip(done).enumerate(start=step * self.recipe.batch_size)
+
+        def picture(position: tf.Tensor, record: tuple[tf.Tensor, tf.Tensor]):
+            encoded, label = record
+            image = augment.crop(self.split.open(encoded), position, self.recipe)
+            return preprocessing.to_pixels(image, self.recipe.image_size), label, position
+
+        return numbered.map(picture, num_parallel_calls=tf.data.AUTOTUNE)
+
+    @property
+    def _epoch_size(self) -> int:
+        return self.steps_per_epoch * self.recipe.batch_size
+
+
+def _shuffled(positions: tf.Tensor, epoch_size: int, size: int, seed: int) -> tf.Tensor:
+    """Positions of one step -> rows of the split; every epoch is another permutation of all rows."""
+    epoch, places = positions[0] // epoch_size, positions % epoch_size % size
+    seeds = tf.stack([tf.constant(seed, tf.int64), epoch])
+    return tf.random.experimental.index_shuffle(places, seeds, tf.constant(size - 1, tf.int64))
+
+
+def feed(split: Split, recipe: Config) -> Feed:
+    """Open a split for training; one that fits is read into memory, a few seconds for 60,000."""
+    picture_bytes = recipe.image_size**2 * 3
+    # A crop must be cut out of the whole picture, before it is resized.
+    fits = recipe.crop == 1 and split.size * picture_bytes <= MEMORY_BYTES
+    return Feed(split, recipe, _read(split, recipe.image_size) if fits else None)
+
+
+def _read(split: Split, image_size: int) -> tuple[tf.Tensor, tf.Tensor]:
+    pixels = np.empty((split.size, image_size, image_size, 3), np.uint8)
+    labels = np.empty(split.size, np.int64)
+    done = 0
+    with tqdm(
+        desc="reading", total=split.size, unit=" images", disable=None, file=sys.stderr
+    ) as bar:
+        for batch, batch_labels in dataset.batches(split, image_size):
+            rows = slice(done, done := done + len(batch))
+            pixels[rows], labels[rows] = batch, batch_labels
+            bar.update(len(batch))
+    with tf.device("/cpu:0"):
+        return tf.constant(pixels), tf.constant(labels)

@@ -1,0 +1,151 @@
+"""Where training runs: on one device, all of a machine's, several machines, or a TPU.
+
+    --strategy one|mirrored|multiworker|tpu
+
+`multiworker` reads the cluster from the environment variable TF_CONFIG, the same on every worker
+but for its index:
+
+    {"cluster": {"worker": ["a:2222", "b:2222"]}, "task": {"type": "worker", "index": 0}}
+
+Worker 0 is the chief: it alone prints and writes. Every wait for another worker has a limit: a
+worker that dies is noticed within seconds by TensorFlow's heartbeat, one that hangs by `WaitLimit`.
+"""
+
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from types import TracebackType
+
+import tensorflow as tf
+from tensorflow.compiler.xla.tsl.protobuf.coordination_config_pb2 import CoordinatedJob
+from tensorflow.python.eager import context
+
+from pipeline.errors import PipelineError
+
+WAIT_SECONDS = 300.0  # longest wait for another worker, at the start and in any step
+HEARTBEAT_SECONDS = 20  # without a sign of life, after which a worker is given up
+
+
+def _one(_: float) -> tf.distribute.Strategy:
+    gpu = bool(tf.config.list_physical_devices("GPU"))
+    return tf.distribute.OneDeviceStrategy("/gpu:0" if gpu else "/cpu:0")
+
+
+def _multiworker(wait_seconds: float) -> tf.distribute.Strategy:
+    workers = _check_cluster()
+    # TensorFlow offers no public way to these limits.
+    context.context().configure_coordination_service(
+        service_type="standalone",
+        service_leader="/job:worker/replica:0/task:0",
+        heartbeat_timeout_in_ms=1000 * HEARTBEAT_SECONDS,
+        shutdown_barrier_timeout_in_ms=1000 * HEARTBEAT_SECONDS,
+        coordinated_jobs=[CoordinatedJob(name="worker", num_tasks=workers)],
+    )
+    tf.get_logger().setLevel("ERROR")  # it warns of slowness in what is done once
+    with WaitLimit(wait_seconds):
+        strategy = tf.distribute.MultiWorkerMirroredStrategy()
+        barrier(strategy)
+    return strategy
+
+
+def _tpu(_: float) -> tf.distribute.Strategy:
+    try:
+        resolver = tf.distribute.cluster_resolver.TPUClusterResolver.connect()
+    except (ValueError, tf.errors.OpError) as error:
+        raise PipelineError(
+            "strategy tpu: no TPU was found: choose another with --strategy"
+        ) from error
+    return tf.distribute.TPUStrategy(resolver)
+
+
+def _mirrored(_: float) -> tf.distribute.Strategy:
+    return tf.distribute.MirroredStrategy()
+
+
+STRATEGIES: dict[str, Callable[[float], tf.distribute.Strategy]] = {
+    "one": _one,
+    "mirrored": _mirrored,
+    "multiworker": _multiworker,
+    "tpu": _tpu,
+}
+
+
+class WaitLimit:
+    """Ends the process when what happens within it takes too long.
+
+    A collective operation whose partner neither answers nor dies cannot be interrupted from Python,
+    and TensorFlow's own time-outs cost a sleeping thread for each operation.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._until: float | None = None
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def __enter__(self) -> None:
+        self._until = time.monotonic() + self._seconds
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._until = None
+
+    def _watch(self) -> None:
+        while True:
+            time.sleep(1)
+            until = self._until
+            if until and time.monotonic() > until:
+                print(
+                    f"pipeline: error: another worker has not answered for {self._seconds:.0f} s: "
+                    "start all workers again with the same --run",
+                    file=sys.stderr,
+                    flush=True,
+                )
+                os._exit(2)
+
+
+def start(name: str, wait_seconds: float = WAIT_SECONDS) -> tf.distribute.Strategy:
+    """Start a strategy; `multiworker` waits for its workers, for so long.
+
+    Raises:
+        PipelineError: it cannot be had.
+    """
+    try:
+        return STRATEGIES[name](wait_seconds)
+    except (ValueError, RuntimeError, tf.errors.OpError) as error:
+        reason = str(error).splitlines()[0]
+        raise PipelineError(f"strategy {name} cannot start: {reason}") from error
+
+
+def is_chief(strategy: tf.distribute.Strategy) -> bool:
+    """Whether this process is the one that prints and writes."""
+    resolver = strategy.cluster_resolver
+    return resolver is None or not resolver.task_id
+
+
+def barrier(strategy: tf.distribute.Strategy) -> None:
+    """Wait until every worker is here."""
+    ones = strategy.run(lambda: tf.constant(1.0))
+    strategy.reduce(tf.distribute.ReduceOp.SUM, ones, axis=None)
+
+
+def _check_cluster() -> int:
+    """The number of workers in TF_CONFIG."""
+    try:
+        cluster = json.loads(os.environ.get("TF_CONFIG", "{}"))
+        workers, index = cluster["cluster"]["worker"], cluster["task"]["index"]
+        known = cluster["task"]["type"] == "worker" and 0 <= index < len(workers)
+    except (ValueError, KeyError, TypeError):
+        known = False
+    if not known:
+        raise PipelineError(
+            "strategy multiworker cannot start: TF_CONFIG must hold "
+            '{"cluster": {"worker": ["host:port", …]}, "task": {"type": "worker", "index": N}}'
+        )
+    return len(workers)
