@@ -140,8 +140,14 @@ def _load_legacy(file: IO[bytes]) -> tuple[object, dict[str, bytes]]:
     _check_byte_order(system["little_endian"])
     unpickler = _Unpickler(file)
     loaded = unpickler.load()
-    keys = _Unpickler(file).load()
-    return loaded, {key: file.read(8 + unpickler.sizes[key])[8:] for key in keys}
+    storages = {}
+    for key in _Unpickler(file).load():
+        size = 8 + unpickler.sizes[key]
+        data = file.read(size)
+        if len(data) < size:
+            raise EOFError(f"storage {key} is not whole")
+        storages[key] = data[8:]
+    return loaded, storages
 
 
 def _check_byte_order(little_endian: bool) -> None:

@@ -2,7 +2,6 @@
 
 import pickle
 import zipfile
-from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
@@ -10,59 +9,10 @@ import pytest
 
 from pipeline import torch_file
 from pipeline.errors import PipelineError
+from tests.pipeline.checkpoints import Call, Global, legacy_file, tensor, zip_file
 
 FILES = Path(__file__).parent / "torch_files"
 FORMATS = ("zip.pth", "legacy.pth")
-
-
-class Global:
-    """Pickles as the name `module.name`, which need not be there."""
-
-    def __init__(self, module: str, name: str) -> None:
-        self.module, self.name = module, name
-
-
-class Call:
-    """Pickles as a call of a global."""
-
-    def __init__(self, function: object, *arguments: object) -> None:
-        self.function, self.arguments = function, arguments
-
-
-class Pickler(pickle._Pickler):  # the one in Python lets us write what we like
-    def save(self, obj, save_persistent_id=True):
-        if isinstance(obj, Global):
-            self.write(pickle.GLOBAL + f"{obj.module}\n{obj.name}\n".encode())
-        elif isinstance(obj, Call):
-            self.save(obj.function)
-            self.save(obj.arguments)
-            self.write(pickle.REDUCE)
-        else:
-            super().save(obj, save_persistent_id)
-
-    def persistent_id(self, obj):
-        return obj[1:] if isinstance(obj, tuple) and obj and obj[0] == "persistent" else None
-
-
-def zip_file(path: Path, value: object, storage: bytes = bytes(16)) -> Path:
-    with zipfile.ZipFile(path, "w") as archive:
-        with archive.open("archive/data.pkl", "w") as file:
-            Pickler(file, protocol=2).dump(value)
-        archive.writestr("archive/data/0", storage)
-    return path
-
-
-def legacy_file(path: Path, value: object) -> Path:
-    with path.open("wb") as file:
-        for part in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True}, value, []):
-            Pickler(file, protocol=2).dump(part)
-    return path
-
-
-def tensor(offset=0, shape=(4,), strides=(1,), storage="FloatStorage", count=4) -> Call:
-    pid = ("persistent", "storage", Global("torch", storage), "0", "cpu", count)
-    rebuild = Global("torch._utils", "_rebuild_tensor_v2")
-    return Call(rebuild, pid, offset, shape, strides, False, OrderedDict())
 
 
 @pytest.mark.parametrize("name", FORMATS)
