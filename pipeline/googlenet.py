@@ -4,6 +4,7 @@ Source: Szegedy et al., *Going deeper with convolutions* (2014), table 1 for the
 5 for the auxiliary heads. Three variants are built from the same table, see `VARIANTS`.
 """
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -45,12 +46,23 @@ AUXILIARY_HEADS = {"aux1": "4a", "aux2": "4d"}
 
 @dataclass(frozen=True)
 class Variant:
-    """What differs between the published forms of the network."""
+    """What differs between the published forms of the network.
+
+    Attributes:
+        batch_norm: batch normalisation after each convolution, in place of biases and LRN.
+        conv5_kernel: side of the second kernel in the "5×5" branch.
+        last_pool: side of the fourth pooling's windows.
+        dropout: share dropped before the classifier.
+        torch_windows: windows lie as PyTorch lays them: strided convolutions are padded alike on
+            all sides, pooling is ceil-mode and begins at the first pixel, auxiliary heads pool
+            adaptively. Otherwise they lie as TensorFlow's SAME has them.
+    """
 
     batch_norm: bool = True
     conv5_kernel: int = 5
     last_pool: int = 3
     dropout: float = 0.4
+    torch_windows: bool = False
 
 
 VARIANTS = {
@@ -59,7 +71,8 @@ VARIANTS = {
     # The paper's layers with batch normalisation in place of biases and LRN.
     "batch_norm": Variant(),
     # torchvision's: 3×3 in the 5×5 branch (an accident it kept), 2×2 fourth pool, less dropout.
-    "torchvision": Variant(conv5_kernel=3, last_pool=2, dropout=0.2),
+    # Its `transform_input` undoes ImageNet's normalisation: it sees [-1, 1] as all variants do.
+    "torchvision": Variant(conv5_kernel=3, last_pool=2, dropout=0.2, torch_windows=True),
 }
 
 
@@ -92,6 +105,22 @@ class LocalResponseNormalization(layers.Layer):
         return tf.cast(normalized, inputs.dtype)
 
 
+class AdaptiveAveragePooling(layers.Layer):
+    """PyTorch's adaptive average pooling to 4×4, float [N,H,W,C] to [N,4,4,C], any H and W.
+
+    Window i of a side of n pixels is [⌊i·n/4⌋, ⌈(i+1)·n/4⌉): below 4 pixels some are repeated.
+    """
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        # A rectangle's mean is the mean of its rows' means.
+        x = tf.stack([tf.reduce_mean(inputs[:, w], 1) for w in self._windows(inputs.shape[1])], 1)
+        return tf.stack([tf.reduce_mean(x[:, :, w], 2) for w in self._windows(x.shape[2])], 2)
+
+    @staticmethod
+    def _windows(side: int) -> list[slice]:
+        return [slice(i * side // 4, math.ceil((i + 1) * side / 4)) for i in range(4)]
+
+
 class _Builder:
     """Layers of one variant under one dtype policy, named so that weights can be found by name."""
 
@@ -104,15 +133,23 @@ class _Builder:
     def conv(self, x, filters: int, kernel: int, name: str, stride: int = 1):
         """Convolution, batch normalisation where the variant has it, ReLU."""
         batch_norm = self.variant.batch_norm
+        padding = "same"
+        if self.variant.torch_windows and stride > 1:  # at stride 1 both pad alike
+            x = layers.ZeroPadding2D(kernel // 2, name=f"{name}_pad", dtype=self.dtype)(x)
+            padding = "valid"
         x = layers.Conv2D(
-            filters, kernel, stride, "same", use_bias=not batch_norm, name=name, dtype=self.dtype
+            filters, kernel, stride, padding, use_bias=not batch_norm, name=name, dtype=self.dtype
         )(x)
         if batch_norm:
             x = layers.BatchNormalization(**self.batch_norm, name=f"{name}_bn", dtype=self.dtype)(x)
         return layers.ReLU(name=f"{name}_relu", dtype=self.dtype)(x)
 
     def max_pool(self, x, size: int = 3, stride: int = 2, name: str | None = None):
-        return layers.MaxPooling2D(size, stride, "same", name=name, dtype=self.dtype)(x)
+        # Where whole windows fill the side, SAME still adds one that begins before the first pixel.
+        spare = x.shape[1] - size
+        fits = stride > 1 and spare >= 0 and spare % stride == 0
+        padding = "valid" if self.variant.torch_windows and fits else "same"
+        return layers.MaxPooling2D(size, stride, padding, name=name, dtype=self.dtype)(x)
 
     def lrn(self, x, name: str):
         if self.variant.batch_norm:
@@ -151,10 +188,12 @@ class _Builder:
         """Section 5 of the paper: pool to 4×4, 1×1 convolution, 1024 units, dropout 0.7, logits.
 
         5×5 windows with stride 3 make 4×4 of the paper's 14×14; other sizes get the windows that
-        do the same, and below 4×4 nothing is pooled.
+        do the same, and below 4×4 nothing is pooled, save where the variant pools adaptively.
         """
         side = x.shape[1]
-        if side > 4:
+        if self.variant.torch_windows:
+            x = AdaptiveAveragePooling(name=f"{name}_pool", dtype=self.dtype)(x)
+        elif side > 4:
             stride = side // 4
             x = layers.AveragePooling2D(
                 side - 3 * stride, stride, name=f"{name}_pool", dtype=self.dtype

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import tensorflow as tf
+import tf_keras as keras
 
 from pipeline import googlenet
 
@@ -49,8 +50,9 @@ def test_blocks_have_the_shapes_of_the_paper():
 
 @pytest.mark.parametrize("size", [16, 28, 64])
 @pytest.mark.parametrize("stem", googlenet.STEMS)
-def test_small_pictures_work_with_auxiliary_heads(size, stem):
-    network = googlenet.build(3, size, stem=stem, auxiliary_heads=True)
+@pytest.mark.parametrize("variant", ["batch_norm", "torchvision"])
+def test_small_pictures_work_with_auxiliary_heads(size, stem, variant):
+    network = googlenet.build(3, size, variant, stem, auxiliary_heads=True)
     outputs = network(tf.zeros((2, size, size, 3), tf.uint8))
     assert {name: x.shape.as_list() for name, x in outputs.items()} == {
         "logits": [2, 3],
@@ -82,3 +84,42 @@ def test_pixels_are_scaled_to_minus_one_to_one():
     network = googlenet.build(3, 16)
     rescale = network.get_layer("rescale")
     np.testing.assert_allclose(rescale(tf.constant([0, 255], tf.uint8)), [-1, 1], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("side", "windows"),
+    [
+        (14, [(0, 4), (3, 7), (7, 11), (10, 14)]),
+        (7, [(0, 2), (1, 4), (3, 6), (5, 7)]),
+        (4, [(0, 1), (1, 2), (2, 3), (3, 4)]),
+        (2, [(0, 1), (0, 1), (1, 2), (1, 2)]),
+        (1, [(0, 1), (0, 1), (0, 1), (0, 1)]),
+    ],
+)
+def test_adaptive_pooling_has_the_windows_of_pytorch(side, windows):
+    x = np.random.default_rng(1).normal(size=(2, side, side, 3)).astype(np.float32)
+    means = [[x[:, a:b, c:d].mean((1, 2)) for c, d in windows] for a, b in windows]
+    pooled = googlenet.AdaptiveAveragePooling()(x)
+    np.testing.assert_allclose(pooled, np.array(means).transpose(2, 0, 1, 3), atol=1e-6)
+
+
+# Of torch.nn.MaxPool2d(3, 2, ceil_mode=True) and (2, 2, ceil_mode=True).
+@pytest.mark.parametrize(
+    ("side", "of_three", "of_two"),
+    [(2, 1, 1), (3, 1, 2), (5, 2, 3), (7, 3, 4), (14, 7, 7), (15, 7, 8), (28, 14, 14)],
+)
+def test_ceil_mode_pooling_begins_at_the_first_pixel(side, of_three, of_two):
+    pixels = keras.Input((side, side, 1))
+    falling = -np.arange(side, dtype=np.float32)  # a window's highest is its first
+    x = np.broadcast_to(falling[:, np.newaxis, np.newaxis], (1, side, side, 1))
+    builder = googlenet._Builder(googlenet.VARIANTS["torchvision"], "float32")
+    for size, count in ((3, of_three), (2, of_two)):
+        pooled = keras.Model(pixels, builder.max_pool(pixels, size))(x)
+        assert pooled.shape == (1, count, count, 1)
+        np.testing.assert_array_equal(pooled[0, :, 0, 0], falling[::2][:count])
+
+
+def test_strided_convolution_of_torchvision_is_padded_alike_on_all_sides():
+    network = googlenet.build(3, 224, "torchvision")
+    assert network.get_layer("conv1_pad").padding == ((3, 3), (3, 3))
+    assert network.get_layer("conv1").output.shape == (None, 112, 112, 64)
