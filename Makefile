@@ -1,26 +1,27 @@
 # One target per stage; `make` alone prints this list.
 
 PYTHON ?= python3.11
-PRESET ?= demo
-DATASET ?= fashion_mnist
 ADDRESS ?= localhost:8500
 PORT ?= 8500
 
 BIN := .venv/bin
 PIPELINE := $(BIN)/python -m pipeline
 READY := .venv/.ready
+DATA_FLAGS := $(if $(DATASET),--dataset "$(DATASET)") $(if $(MIRROR),--mirror "$(MIRROR)")
 MIRROR_FLAG := $(if $(MIRROR),--mirror "$(MIRROR)")
 RUN_FLAG := $(if $(RUN),--run "$(RUN)")
+TRAIN_FLAGS := $(if $(PRESET),--preset $(PRESET)) $(if $(INIT_FROM),--init-from "$(INIT_FROM)") $(FLAGS)
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL: # stages follow each other
-.PHONY: help setup demo data train evaluate export serve classify benchmark test lint format proto clean
+.PHONY: help setup demo data train import-weights evaluate export publish serve classify benchmark test test-slow lint format proto clean
 
 help: ## print this list
 	@echo 'GoogLeNet Serving: labelled images in, a served classifier out'; echo
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
-	@echo; echo 'Variables: DATASET=tfds_name|folder  PRESET=demo|paper  MIRROR=file:///…'
-	@echo '           RUN=runs/…  IMAGE=file  ADDRESS=host:port  PORT=8500'
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
+	@echo; echo 'Variables: DATASET=tfds_name|folder  PRESET=demo|best|finetune|imagenet|paper'
+	@echo '           MIRROR=file:///…  RUN=runs/…  INIT_FROM=runs/…|file.pth  FLAGS="--seed 2 …"'
+	@echo '           WEIGHTS=file.pth  IMAGE=file  ADDRESS=host:port  PORT=8500'
 
 setup: $(READY) ## make the virtual environment .venv (other targets do it by themselves)
 
@@ -38,16 +39,20 @@ demo: $(READY) ## everything once: data, train, evaluate, export, publish, serve
 	@$(PIPELINE) demo $(MIRROR_FLAG)
 
 data: $(READY) ## fetch and prepare DATASET, or check a folder of images
-	@$(PIPELINE) data --dataset "$(DATASET)" $(MIRROR_FLAG)
+	@$(PIPELINE) data $(DATA_FLAGS)
 
-train: $(READY) ## train on DATASET with PRESET; leaves a folder in runs/
-	@$(PIPELINE) train --preset $(PRESET) --dataset "$(DATASET)" $(MIRROR_FLAG)
+train: $(READY) ## train on DATASET with PRESET, or go on with RUN; leaves a folder in runs/
+	@$(PIPELINE) train $(DATA_FLAGS) $(RUN_FLAG) $(TRAIN_FLAGS)
+
+import-weights: $(READY) ## make a run of torchvision's weights, WEIGHTS=googlenet.pth
+	@$(PIPELINE) import-weights $(if $(WEIGHTS),--weights "$(WEIGHTS)") $(if $(CLASSES),--classes "$(CLASSES)")
 
 evaluate: $(READY) ## measure the newest run (or RUN) on its test split
 	@$(PIPELINE) evaluate $(RUN_FLAG) $(MIRROR_FLAG)
 
-export: $(READY) ## evaluate, export and publish the newest run (or RUN)
-	@$(PIPELINE) evaluate $(RUN_FLAG) $(MIRROR_FLAG)
+export: evaluate publish ## evaluate, export and publish the newest run (or RUN)
+
+publish: $(READY) ## export and publish the newest run (or RUN) as it is
 	@$(PIPELINE) export $(RUN_FLAG)
 	@$(PIPELINE) publish $(RUN_FLAG)
 
@@ -61,10 +66,13 @@ classify: $(READY) ## classify IMAGE on the server at ADDRESS
 	@$(BIN)/tfs classify --address "$(ADDRESS)" "$(IMAGE)"
 
 benchmark: $(READY) ## measure the published model on a server of its own, or what is at ADDRESS
-	@$(PIPELINE) benchmark --dataset "$(DATASET)" $(if $(filter file,$(origin ADDRESS)),,--address "$(ADDRESS)")
+	@$(PIPELINE) benchmark $(if $(DATASET),--dataset "$(DATASET)") $(if $(filter file,$(origin ADDRESS)),,--address "$(ADDRESS)")
 
 test: lint ## linters, type checks and all tests but the slow ones
 	@$(BIN)/python -m pytest
+
+test-slow: $(READY) ## the slow tests: whole trainings, and comparisons with PyTorch if installed
+	@$(BIN)/python -m pytest -m slow
 
 lint: $(READY)
 	@$(BIN)/ruff check --quiet && $(BIN)/ruff format --check --quiet

@@ -52,6 +52,16 @@ def train(options: Namespace) -> None:
     train.train(chosen, loaded, workers, options.checkpoint_seconds, options.wait_seconds)
 
 
+def import_weights(options: Namespace) -> None:
+    """Make a run of a checkpoint of torchvision's GoogLeNet"""
+    if not options.weights:
+        raise PipelineError("no weights are named: give --weights googlenet.pth")
+    from pipeline import weights
+
+    names = options.classes and tuple(options.classes.read_text().splitlines())
+    weights.import_torchvision(options.weights, options.runs, names)
+
+
 def evaluate(options: Namespace) -> None:
     """Measure a run's network on the test split"""
     from pipeline import dataset, evaluate
@@ -110,6 +120,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "--precision": {"help": f"one of {', '.join(config.PRECISIONS)}"},
     "--strategy": {"help": f"tf.distribute strategy: {', '.join(config.STRATEGIES)}"},
     "--seed": {"type": int, "help": "of weights, order and augmentation"},
+    "--weights": {"type": Path, "help": "a checkpoint of torchvision's googlenet, .pth"},
+    "--classes": {"type": Path, "help": "file with a class name per line, for --weights"},
     "--checkpoint-seconds": {"type": float, "default": 300.0, "help": "between checkpoints"},
     "--wait-seconds": {"type": float, "default": 300.0, "help": "longest wait for a worker"},
     "--run": {"type": Path, "help": "a run's folder; the newest if left out"},
@@ -133,6 +145,7 @@ STAGES = {
         "--checkpoint-seconds",
         "--wait-seconds",
     ),
+    import_weights: ("--weights", "--classes", "--runs"),
     evaluate: ("--run", "--runs", "--data-dir", "--mirror"),
     export: ("--run", "--runs"),
     publish: ("--run", "--runs", "--repository"),

@@ -40,7 +40,9 @@ class Config:
         batch_size: images per step, over all replicas together.
         learning_rate: highest rate.
         schedule: how the rate goes, see `optimizer.SCHEDULES`.
-        weight_decay: fraction of each kernel taken off per step, × the learning rate.
+        weight_decay: fraction of each kernel taken off per step, × the learning rate. It does not
+            pass through the momentum of 0.9, so an L2 penalty (PyTorch's, Caffe's `weight_decay`)
+            of a tenth does the same.
         label_smoothing: share of the target given to all classes alike, 0 to 0.5.
         averaging: share of all steps over which weights are averaged (exponentially) for the final
             network, 0 to 0.5; 0 takes the last weights.
@@ -71,7 +73,7 @@ class Config:
     batch_size: int = 128
     learning_rate: float = 0.1
     schedule: str = "cosine"
-    weight_decay: float = 5e-4
+    weight_decay: float = 5e-3
     label_smoothing: float = 0.0
     averaging: float = 0.0
     crop: float = 1.0
@@ -146,8 +148,8 @@ PRESETS: dict[str, dict[str, object]] = {
         "shift": 2 / 28,
         "erase": 0.25,
     },
-    # ImageNet by the paper's recipe: section 6 of the paper, and for what it does not state
-    # (rate, weight decay, batch, length) Caffe's bvlc_googlenet/solver.prototxt.
+    # ImageNet by the paper's recipe (section 6), and by Caffe's bvlc_googlenet/solver.prototxt
+    # where the paper is silent: rate, weight decay, batch, and 10 million steps = 250 epochs.
     "imagenet": {
         "dataset": "imagenet2012",
         "variant": "paper",
@@ -155,13 +157,25 @@ PRESETS: dict[str, dict[str, object]] = {
         "batch_size": 32,
         "learning_rate": 0.01,
         "schedule": "staircase",
-        "weight_decay": 2e-4,
+        "weight_decay": 2e-3,
         "averaging": 0.01,
         "crop": 0.08,
         "shift": 0.0,
     },
-    # The network and input of the paper on a data set of one's own, in 30 epochs.
-    "paper": {"variant": "paper", "batch_size": 32, "learning_rate": 0.01, "weight_decay": 2e-4},
+    # The paper's network on a data set of one's own.
+    "paper": {"variant": "paper", "batch_size": 32, "learning_rate": 0.01, "weight_decay": 2e-3},
+    # Photos of one's own, from published weights: --init-from googlenet.pth or an imported run.
+    "finetune": {
+        "variant": "torchvision",
+        "auxiliary_heads": False,
+        "epochs": 10,
+        "batch_size": 32,
+        "learning_rate": 0.01,
+        "weight_decay": 1e-3,
+        "label_smoothing": 0.1,
+        "crop": 0.3,
+        "shift": 0.0,
+    },
 }
 
 

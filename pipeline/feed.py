@@ -98,7 +98,7 @@ class Feed:
 
 
 def _shuffled(positions: tf.Tensor, epoch_size: int, size: int, seed: int) -> tf.Tensor:
-    """Positions of one step -> rows of the split; every epoch is another permutation of all rows."""
+    """Positions of one step -> rows of the split; each epoch permutes all rows in its own way."""
     epoch, places = positions[0] // epoch_size, positions % epoch_size % size
     seeds = tf.stack([tf.constant(seed, tf.int64), epoch])
     return tf.random.experimental.index_shuffle(places, seeds, tf.constant(size - 1, tf.int64))

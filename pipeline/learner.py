@@ -43,7 +43,7 @@ class Learner:
             self.network = build(recipe, len(class_names), self.dtype, any_size)
             if recipe.init_from:
                 source = Path(recipe.init_from)
-                self.initialized = weights.initialize(self.network, source, class_names)
+                self.initialized = weights.initialize(self.network, recipe, class_names, source)
             freeze(self.network, recipe.freeze)
             self._optimizer = optimizer.build(recipe, steps_per_epoch)
             self._optimizer.build(self.network.trainable_variables)
@@ -76,7 +76,7 @@ class Learner:
         return float(self._optimizer._learning_rate(step))
 
     def take_means(self) -> dict[str, float]:
-        """Means since the last call: `loss`, `accuracy`, and where there are several, heads' losses."""
+        """Means since the last call: `loss`, `accuracy`, and of several heads each one's loss."""
         means = {name: float(mean.result()) for name, mean in self._means.items()}
         for mean in self._means.values():
             mean.reset_state()

@@ -10,10 +10,13 @@ from pipeline.config import Config
 MOMENTUM = 0.9
 WARM_UP_SHARE = 0.1  # of all steps, during which the cosine's rate rises from 0
 
-Schedule = keras.optimizers.schedules.LearningRateSchedule
+# From a recipe, all steps, and those of an epoch.
+Schedule = Callable[[Config, int, int], keras.optimizers.schedules.LearningRateSchedule]
 
 
-def _cosine(recipe: Config, steps: int, steps_per_epoch: int) -> Schedule:
+def _cosine(
+    recipe: Config, steps: int, steps_per_epoch: int
+) -> keras.optimizers.schedules.LearningRateSchedule:
     """Up in the first tenth, then down to 0 on half a cosine (Loshchilov & Hutter 2016)."""
     warm_up = math.ceil(WARM_UP_SHARE * steps)
     return keras.optimizers.schedules.CosineDecay(
@@ -21,14 +24,16 @@ def _cosine(recipe: Config, steps: int, steps_per_epoch: int) -> Schedule:
     )
 
 
-def _staircase(recipe: Config, steps: int, steps_per_epoch: int) -> Schedule:
+def _staircase(
+    recipe: Config, steps: int, steps_per_epoch: int
+) -> keras.optimizers.schedules.LearningRateSchedule:
     """4 % less every 8 epochs (paper, section 6)."""
     return keras.optimizers.schedules.ExponentialDecay(
         recipe.learning_rate, 8 * steps_per_epoch, 0.96, staircase=True
     )
 
 
-SCHEDULES: dict[str, Callable[[Config, int, int], Schedule]] = {
+SCHEDULES: dict[str, Schedule] = {
     "cosine": _cosine,
     "staircase": _staircase,
 }

@@ -1,6 +1,6 @@
 """Weights from elsewhere: torchvision's GoogLeNet, and other runs to start training from.
 
-    python -m pipeline import-weights googlenet-1378be20.pth
+    python -m pipeline import-weights --weights googlenet-1378be20.pth
 
 makes a run of a checkpoint of torchvision's GoogLeNet, which can be evaluated, exported and
 published as if it had been trained here. Ten seconds; PyTorch is not needed.
@@ -125,8 +125,8 @@ def import_torchvision(path: Path, root: Path, class_names: tuple[str, ...] | No
     print(
         f"imported {path}: {len(_layers(start.network))} layers, {heads} auxiliary heads, "
         f"{len(start.class_names)} classes: {made.path}\n"
-        f"next: python -m pipeline export --run {made.path}, or fine-tune it with "
-        f"train --init-from {made.path}"
+        f"next: make publish RUN={made.path}, or fine-tune it with "
+        f"make train PRESET=finetune DATASET=… INIT_FROM={made.path}"
     )
     return made
 

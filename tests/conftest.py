@@ -14,7 +14,7 @@ import pytest
 import tensorflow as tf
 from tfs_client import Client
 
-from pipeline import config, dataset, evaluate, export, local_server, publish, train
+from pipeline import config, dataset, evaluate, export, local_server, publish, strategy, train
 from pipeline.dataset import Dataset
 from pipeline.run import Run
 
@@ -59,10 +59,18 @@ def data(image_folder: Path) -> Dataset:
     return dataset.load(str(image_folder))
 
 
+def train_once(recipe: config.Config, data: Dataset, root: Path) -> Run:
+    """A run, trained."""
+    started = strategy.start(recipe.strategy)
+    run = train.open_run(None, root, recipe, data, started)
+    train.train(run, data, started)
+    return run
+
+
 @pytest.fixture(scope="session")
 def run(recipe: config.Config, data: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A trained and evaluated run."""
-    trained = train.train(recipe, data, tmp_path_factory.mktemp("runs"))
+    trained = train_once(recipe, data, tmp_path_factory.mktemp("runs"))
     evaluate.evaluate(trained, data)
     return trained
 
