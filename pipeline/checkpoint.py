@@ -12,17 +12,9 @@ from pathlib import Path
 import tensorflow as tf
 
 from pipeline import files
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, reason
+from pipeline.strategy import WORKER_ERRORS
 
-# What TensorFlow makes of a full disk, a quota, a file system that is gone.
-DISK_ERRORS = (
-    OSError,
-    tf.errors.ResourceExhaustedError,
-    tf.errors.UnknownError,
-    tf.errors.InternalError,
-    tf.errors.PermissionDeniedError,
-    tf.errors.NotFoundError,
-)
 KEPT = 2  # the last, and the one before in case a disk spoils it
 
 
@@ -31,13 +23,16 @@ def write(state: tf.train.Checkpoint, folder: Path, step: int) -> None:
 
     Raises:
         PipelineError: it cannot be written (a full disk, say); what was there is left as it was.
+        tf.errors.OpError: one of `WORKER_ERRORS`; all workers take part in reading the state.
     """
     try:
         files.replace_folder(folder / str(step), lambda partial: _save(state, partial))
-    except DISK_ERRORS as error:
+    except WORKER_ERRORS:
+        raise
+    except (OSError, tf.errors.OpError) as error:
         raise PipelineError(
             f"the checkpoint of step {step} could not be written to {folder} "
-            f"({_reason(error)}): make room there; {_last(folder)}"
+            f"({reason(error)}): make room there; {_last(folder)}"
         ) from error
     for old in _steps(folder)[:-KEPT]:
         shutil.rmtree(folder / str(old))
@@ -57,7 +52,7 @@ def restore(state: tf.train.Checkpoint, folder: Path) -> int:
         state.read(str(newest / "state")).assert_consumed()
     except (tf.errors.OpError, AssertionError, ValueError) as error:
         raise PipelineError(
-            f"checkpoint {newest} cannot be read ({_reason(error)}): remove it to go on from the "
+            f"checkpoint {newest} cannot be read ({reason(error)}): remove it to go on from the "
             "one before"
         ) from error
     return steps[-1]
@@ -81,7 +76,3 @@ def _steps(folder: Path) -> list[int]:
 def _last(folder: Path) -> str:
     steps = _steps(folder)
     return f"that of step {steps[-1]} is whole" if steps else "there is none before it"
-
-
-def _reason(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

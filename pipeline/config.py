@@ -114,10 +114,10 @@ class Config:
             self._check("dropout", 0.0, 0.9)
         if self.early_size:
             self._check("early_size", 16, self.image_size)
-            if self.auxiliary_heads:
+            if self.auxiliary_heads or self.variant == "torchvision":
                 raise PipelineError(
-                    "early_size does not go with auxiliary_heads, whose layers have a fixed size: "
-                    "choose one of them"
+                    "early_size goes neither with auxiliary_heads nor with variant torchvision, "
+                    "whose layers have a fixed size: choose one or the other"
                 )
 
     def _check(self, what: str, low: float, high: float) -> None:
@@ -142,7 +142,7 @@ PRESETS: dict[str, dict[str, object]] = {
         "early_size": 20,
         "stem": "tiny",
         "auxiliary_heads": False,
-        "epochs": 15,
+        "epochs": 14,
         "label_smoothing": 0.1,
         "averaging": 0.05,
         "shift": 2 / 28,

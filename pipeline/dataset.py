@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from pipeline import mirror as mirrors
 from pipeline import preprocessing
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, reason
 
 DEFAULT_DATA_DIR = Path("data")
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".gif", ".bmp"}
@@ -261,8 +261,7 @@ def _decoding_error(path: Path) -> str | None:
     except ValueError:  # TensorFlow's word for a path that it cannot encode
         return "its name is not UTF-8"
     except tf.errors.OpError as error:
-        # Less the names of TensorFlow's ops, and of its inner functions.
-        return re.sub(r"\{\{.*?\}\} *| *\[Op:.*", "", error.message.splitlines()[0])
+        return reason(error)
     return None
 
 

@@ -1,5 +1,6 @@
 """What goes wrong for a user of the pipeline, as opposed to a bug in it."""
 
+import re
 from collections.abc import Iterable
 
 
@@ -14,3 +15,9 @@ class PipelineError(Exception):
 def choice(what: str, value: str, known: Iterable[str]) -> PipelineError:
     """The error for a name that is not among the known ones."""
     return PipelineError(f"unknown {what} {value!r}: choose from {', '.join(sorted(known))}")
+
+
+def reason(error: Exception) -> str:
+    """The first line of a foreign error, less the names of TensorFlow's ops and inner functions."""
+    lines = str(error).splitlines() or [type(error).__name__]
+    return re.sub(r"\{\{.*?\}\} *| *\[Op:.*", "", lines[0])

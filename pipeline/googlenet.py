@@ -145,10 +145,12 @@ class _Builder:
         return layers.ReLU(name=f"{name}_relu", dtype=self.dtype)(x)
 
     def max_pool(self, x, size: int = 3, stride: int = 2, name: str | None = None):
-        # Where whole windows fill the side, SAME still adds one that begins before the first pixel.
-        spare = x.shape[1] - size
-        fits = stride > 1 and spare >= 0 and spare % stride == 0
-        padding = "valid" if self.variant.torch_windows and fits else "same"
+        padding = "same"
+        if self.variant.torch_windows and stride > 1:
+            # Where whole windows fill the side, SAME still adds one that begins before it.
+            spare = x.shape[1] - size
+            if spare >= 0 and spare % stride == 0:
+                padding = "valid"
         return layers.MaxPooling2D(size, stride, padding, name=name, dtype=self.dtype)(x)
 
     def lrn(self, x, name: str):
@@ -219,8 +221,8 @@ def build(
 
     Args:
         classes: number of classes.
-        image_size: side of the square input in pixels, at least 16; None for any, which the
-            auxiliary heads do not allow.
+        image_size: side of the square input in pixels, at least 16; None for any, which neither
+            the auxiliary heads nor variant torchvision allow.
         variant: a key of `VARIANTS`.
         stem: a key of `STEMS`.
         auxiliary_heads: add the two heads that help training; inference has no use for them.

@@ -7,12 +7,15 @@ but for its index:
 
     {"cluster": {"worker": ["a:2222", "b:2222"]}, "task": {"type": "worker", "index": 0}}
 
-Worker 0 is the chief: it alone prints and writes. Every wait for another worker has a limit: a
-worker that dies is noticed within seconds by TensorFlow's heartbeat, one that hangs by `WaitLimit`.
+Worker 0 is the chief: it alone prints and writes. Every wait for another worker has a limit: one
+that does not come is named, one that dies is noticed within seconds by TensorFlow's heartbeat, one
+that hangs by `WaitLimit`.
 """
 
+import faulthandler
 import json
 import os
+import socket
 import sys
 import threading
 import time
@@ -23,9 +26,16 @@ import tensorflow as tf
 from tensorflow.compiler.xla.tsl.protobuf.coordination_config_pb2 import CoordinatedJob
 from tensorflow.python.eager import context
 
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, reason
 
 WAIT_SECONDS = 300.0  # longest wait for another worker, at the start and in any step
+# What collective operations raise when another worker is gone.
+WORKER_ERRORS = (
+    tf.errors.UnavailableError,
+    tf.errors.AbortedError,
+    tf.errors.CancelledError,
+    tf.errors.DeadlineExceededError,
+)
 HEARTBEAT_SECONDS = 20  # without a sign of life, after which a worker is given up
 
 
@@ -35,20 +45,23 @@ def _one(_: float) -> tf.distribute.Strategy:
 
 
 def _multiworker(wait_seconds: float) -> tf.distribute.Strategy:
-    workers = _check_cluster()
+    workers, index = _cluster()
+    _meet(workers, index, wait_seconds)
     # TensorFlow offers no public way to these limits.
     context.context().configure_coordination_service(
         service_type="standalone",
         service_leader="/job:worker/replica:0/task:0",
         heartbeat_timeout_in_ms=1000 * HEARTBEAT_SECONDS,
         shutdown_barrier_timeout_in_ms=1000 * HEARTBEAT_SECONDS,
-        coordinated_jobs=[CoordinatedJob(name="worker", num_tasks=workers)],
+        coordinated_jobs=[CoordinatedJob(name="worker", num_tasks=len(workers))],
     )
     tf.get_logger().setLevel("ERROR")  # it warns of slowness in what is done once
-    with WaitLimit(wait_seconds):
-        strategy = tf.distribute.MultiWorkerMirroredStrategy()
-        barrier(strategy)
-    return strategy
+    # While it waits nothing else runs in this process; for a worker that dies just now.
+    faulthandler.dump_traceback_later(wait_seconds, exit=True)
+    try:
+        return tf.distribute.MultiWorkerMirroredStrategy()
+    finally:
+        faulthandler.cancel_dump_traceback_later()
 
 
 def _tpu(_: float) -> tf.distribute.Strategy:
@@ -119,8 +132,7 @@ def start(name: str, wait_seconds: float = WAIT_SECONDS) -> tf.distribute.Strate
     try:
         return STRATEGIES[name](wait_seconds)
     except (ValueError, RuntimeError, tf.errors.OpError) as error:
-        reason = str(error).splitlines()[0]
-        raise PipelineError(f"strategy {name} cannot start: {reason}") from error
+        raise PipelineError(f"strategy {name} cannot start: {reason(error)}") from error
 
 
 def is_chief(strategy: tf.distribute.Strategy) -> bool:
@@ -135,17 +147,41 @@ def barrier(strategy: tf.distribute.Strategy) -> None:
     strategy.reduce(tf.distribute.ReduceOp.SUM, ones, axis=None)
 
 
-def _check_cluster() -> int:
-    """The number of workers in TF_CONFIG."""
+def _cluster() -> tuple[list[str], int]:
+    """The workers' addresses in TF_CONFIG, and which of them this is."""
     try:
         cluster = json.loads(os.environ.get("TF_CONFIG", "{}"))
         workers, index = cluster["cluster"]["worker"], cluster["task"]["index"]
         known = cluster["task"]["type"] == "worker" and 0 <= index < len(workers)
-    except (ValueError, KeyError, TypeError):
+        ports = [int(worker.rpartition(":")[2]) for worker in workers]
+    except (ValueError, KeyError, TypeError, AttributeError):
         known = False
-    if not known:
+    if not known or not ports:
         raise PipelineError(
             "strategy multiworker cannot start: TF_CONFIG must hold "
             '{"cluster": {"worker": ["host:port", …]}, "task": {"type": "worker", "index": N}}'
         )
-    return len(workers)
+    return workers, index
+
+
+def _meet(workers: list[str], index: int, wait_seconds: float) -> None:
+    """Wait until every worker's port is open; TensorFlow's own wait has no end."""
+    until = time.monotonic() + wait_seconds
+    with socket.create_server(("", int(workers[index].rpartition(":")[2]))):
+        for worker in workers:
+            while not _answers(worker):
+                if time.monotonic() > until:
+                    raise PipelineError(
+                        f"worker {worker} has not come within {wait_seconds:.0f} s: start it, or "
+                        "mend its address in TF_CONFIG, and start all workers again"
+                    )
+                time.sleep(0.5)
+
+
+def _answers(worker: str) -> bool:
+    host, _, port = worker.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=2).close()
+    except OSError:
+        return False
+    return True

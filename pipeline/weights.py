@@ -16,7 +16,7 @@ import tf_keras as keras
 
 from pipeline import files, googlenet, run, torch_file
 from pipeline.config import Config
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, reason
 from pipeline.run import Run
 
 IMAGENET = "imagenet2012"  # the data set's name in TFDS
@@ -223,9 +223,8 @@ def _run(path: Path) -> _Start:
     try:
         network.load_weights(str(saved.weights))
     except (OSError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0]
         raise PipelineError(
-            f"{saved.weights} does not fit its run ({reason}): train again"
+            f"{saved.weights} does not fit its run ({reason(error)}): train again"
         ) from error
     return _Start(network, saved.config, saved.class_names)
 

@@ -1,0 +1,104 @@
+from itertools import islice
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from pipeline import config, dataset, feed
+
+PLAIN = {"batch_size": 8, "shift": 0.0}
+FORMS = {"memory": {"shift": 0.1, "erase": 0.5}, "stream": {"shift": 0.1, "crop": 0.3}}
+
+
+def make(data, batch_size=8, **fields) -> feed.Feed:
+    recipe = config.from_preset("demo", batch_size=batch_size, **fields)
+    return feed.feed(data.train, recipe)
+
+
+def take(source, count, step=0, size=28, context=None):
+    return [
+        (pixels.numpy(), labels.numpy())
+        for pixels, labels in islice(source.batches(step, size, context), count)
+    ]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_batches_are_full_endless_and_mixed(data, form):
+    source = make(data, 32, **FORMS[form])
+    assert source.steps_per_epoch == 1
+    for pixels, labels in take(source, 4):
+        assert pixels.shape == (32, 28, 28, 3)
+        assert pixels.dtype == np.uint8
+        assert set(labels) == {0, 1, 2}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_later_start_sees_what_an_earlier_one_would(data, form):
+    source = make(data, **FORMS[form])
+    whole = take(source, 14)
+    assert source.steps_per_epoch < 7  # so that epochs are crossed
+    for step in (1, 5, 7, 11):
+        for (pixels, labels), (expected, expected_labels) in zip(
+            take(source, 3, step), whole[step : step + 3], strict=True
+        ):
+            np.testing.assert_array_equal(pixels, expected)
+            np.testing.assert_array_equal(labels, expected_labels)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_two_workers_share_what_one_sees(data, form):
+    source = make(data, **FORMS[form])
+    contexts = [tf.distribute.InputContext(2, worker, 2) for worker in range(2)]
+    parts = [take(source, 6, context=context) for context in contexts]
+    for (pixels, labels), *shares in zip(take(source, 6), *parts, strict=True):
+        assert all(len(share) == 4 for share, _ in shares)
+        for worker, (share, share_labels) in enumerate(shares):
+            np.testing.assert_array_equal(share, pixels[worker::2])
+            np.testing.assert_array_equal(share_labels, labels[worker::2])
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_an_epoch_shows_each_picture_at_most_once_and_the_next_another_order(data, form):
+    count = data.train.size
+    numbered = tf.data.Dataset.range(count).map(
+        lambda i: (tf.fill((16, 16, 3), tf.cast(i, tf.uint8)), i)
+    )
+    split = dataset.Split(numbered, tf.identity, count)
+    recipe = config.from_preset("demo", **PLAIN, crop=FORMS[form].get("crop", 1.0))
+    source = feed.feed(split, recipe)
+    labels = np.stack([y for _, y in take(source, 3 * source.steps_per_epoch, size=16)])
+    epochs = labels.reshape(3, -1)
+    assert all(len(set(epoch)) == len(epoch) for epoch in epochs)
+    assert not (epochs[0] == epochs[1]).all()
+    assert not (epochs[1] == epochs[2]).all()
+
+
+def test_another_seed_is_another_order(data):
+    orders = {tuple(take(make(data, seed=seed), 1)[0][1]) for seed in range(1, 6)}
+    assert len(orders) > 1
+
+
+def test_pictures_in_memory_can_be_asked_for_smaller(data):
+    (pixels, _), *_ = take(make(data), 1, size=20)
+    assert pixels.shape == (8, 20, 20, 3)
+
+
+def test_a_set_smaller_than_a_batch_is_repeated(data):
+    (pixels, _), *_ = take(make(data, 500), 1)
+    assert len(pixels) == 500
+
+
+def test_a_set_too_large_for_memory_is_streamed(data, monkeypatch):
+    assert make(data).memory is not None
+    monkeypatch.setattr(feed, "MEMORY_BYTES", 1000)
+    assert make(data).memory is None
+
+
+def test_labels_stay_with_their_pictures(data):
+    source = make(data, 16)
+    means = {label: [] for label in range(3)}
+    for pixels, labels in take(source, 5):
+        for picture, label in zip(pixels, labels, strict=True):
+            means[int(label)].append(picture.mean((0, 1)))
+    brightest = {label: np.mean(colours, axis=0).argmax() for label, colours in means.items()}
+    assert brightest == {0: 2, 1: 1, 2: 0}  # blue, green, red
