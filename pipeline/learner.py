@@ -51,6 +51,7 @@ class Learner:
             several = [f"{head}_loss" for head in self._heads] if len(self._heads) > 1 else []
             names = ["loss", "accuracy", *several]
             self._means = {name: keras.metrics.Mean(name) for name in names}
+        self._step = tf.function(self._all_replicas_step)
         self.state = tf.train.Checkpoint(
             network=self.network, optimizer=self._optimizer, means=self._means
         )
@@ -106,8 +107,7 @@ class Learner:
     def _predict(self) -> tf.types.experimental.PolymorphicFunction:
         return tf.function(lambda pixels: self._copy(pixels, training=False)["logits"])
 
-    @tf.function
-    def _step(self, pixels, labels, flags):
+    def _all_replicas_step(self, pixels, labels, flags):
         loss, flags = self._strategy.run(self._replica_step, (pixels, labels, flags))
         total = tf.distribute.ReduceOp.SUM
         return (

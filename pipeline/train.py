@@ -27,7 +27,7 @@ from pipeline import checkpoint, dataset, feed, files
 from pipeline import run as runs
 from pipeline.config import Config
 from pipeline.dataset import Dataset
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, reason
 from pipeline.feed import Feed
 from pipeline.learner import Batch, Learner
 from pipeline.progress import Progress
@@ -137,7 +137,7 @@ def train(
                 sys.exit(128 + (stop[0] if stop else signal.SIGTERM))
         network = learner.finished()
     if chief:
-        files.write(run.weights, lambda partial: network.save_weights(str(partial)))
+        _keep(network, run)
         checkpoint.discard(run.checkpoints)
     progress.finish()
 
@@ -172,6 +172,16 @@ def _save(learner: Learner, run: Run, step: int, progress: Progress | None) -> N
         checkpoint.write(learner.state, run.checkpoints, step)
     except PipelineError as error:
         progress.say(f"warning: {error}")
+
+
+def _keep(network: keras.Model, run: Run) -> None:
+    try:
+        files.write(run.weights, lambda partial: network.save_weights(str(partial)))
+    except (OSError, RuntimeError) as error:  # the second when h5py cannot close its file
+        raise PipelineError(
+            f"{run.weights} could not be written ({reason(error)}): make room there and go on with "
+            f"--run {run.path}"
+        ) from error
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 import pytest
 
-from pipeline import config, googlenet, train
+from pipeline import config, googlenet, optimizer, strategy
 from pipeline.errors import PipelineError
 
 
@@ -32,6 +32,12 @@ def test_overrides_win_and_none_does_not():
         ("learning_rate", float("nan")),
         ("shift", 0.7),
         ("seed", -1),
+        ("schedule", "linear"),
+        ("freeze", "6a"),
+        ("dropout", 1.0),
+        ("holdout", 0.9),
+        ("crop", 0.0),
+        ("averaging", 2),
     ],
 )
 def test_a_value_out_of_range_is_named(field, value):
@@ -49,4 +55,13 @@ def test_an_unknown_preset_is_answered_with_the_known():
 def test_names_are_those_of_the_tables():
     assert set(config.VARIANTS) == set(googlenet.VARIANTS)
     assert set(config.STEMS) == set(googlenet.STEMS)
-    assert set(config.STRATEGIES) == set(train.STRATEGIES)
+    assert set(config.STRATEGIES) == set(strategy.STRATEGIES)
+    assert set(config.SCHEDULES) == set(optimizer.SCHEDULES)
+    blocks = [block.name for block in googlenet.BLOCKS if block]
+    assert list(config.STAGES) == ["stem", *blocks]
+
+
+@pytest.mark.parametrize("fields", [{"auxiliary_heads": True}, {"variant": "torchvision"}])
+def test_what_does_not_go_together_is_said(fields):
+    with pytest.raises(PipelineError, match=r"early_size goes neither .* choose one"):
+        config.from_preset("best", **fields)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from pipeline import config, dataset
+from pipeline import dataset
 from pipeline.errors import PipelineError
 from tests.conftest import COLOURS, IMAGES_PER_CLASS, colour_image
 
@@ -24,11 +24,11 @@ def folder(tmp_path: Path) -> Path:
 def test_a_folder_is_split_by_class_and_read_with_its_labels(data):
     assert data.class_names == tuple(sorted(COLOURS))
     held_out = round(dataset.TEST_SHARE * IMAGES_PER_CLASS)
-    assert data.test_size == 3 * held_out
-    assert data.train_size + data.test_size == 3 * IMAGES_PER_CLASS
-    for split, size in ((data.train, data.train_size), (data.test, data.test_size)):
-        elements = list(split.as_numpy_iterator())
-        assert len(elements) == size
+    assert data.test.size == 3 * held_out
+    assert data.train.size + data.test.size == 3 * IMAGES_PER_CLASS
+    for split in (data.train, data.test):
+        elements = list(split.images().as_numpy_iterator())
+        assert len(elements) == split.size
         for image, label in elements:
             nearest = np.abs(list(COLOURS.values()) - image.mean((0, 1))).sum(1).argmin()
             assert list(COLOURS)[nearest] == data.class_names[label]
@@ -36,25 +36,30 @@ def test_a_folder_is_split_by_class_and_read_with_its_labels(data):
 
 def test_the_split_is_the_same_every_time(image_folder, data):
     again = dataset.load(str(image_folder))
-    for image, expected in zip(again.test, data.test, strict=True):
+    for image, expected in zip(again.test.images(), data.test.images(), strict=True):
         assert (image[0].numpy() == expected[0].numpy()).all()
 
 
-def test_training_batches_are_full_endless_and_mixed(data):
-    recipe = config.from_preset("demo", batch_size=32)
-    batches = iter(dataset.training_batches(data, recipe))
-    labels = []
-    for _ in range(4):
-        pixels, batch_labels = next(batches)
-        assert pixels.shape == (32, 28, 28, 3)
-        assert pixels.dtype == tf.uint8
-        labels.append(batch_labels.numpy())
-    assert all(len(set(batch)) == 3 for batch in labels)
+def test_what_is_held_out_is_apart_and_the_same_every_time(data):
+    rest, apart = dataset.hold_out(data.train, 0.2)
+    assert (rest.size, apart.size) == (33, 9)  # of 42, every fifth
+    paths = [[path for path, _ in split.records.as_numpy_iterator()] for split in (rest, apart)]
+    assert [len(each) for each in paths] == [33, 9]
+    everything = {path for path, _ in data.train.records.as_numpy_iterator()}
+    assert set(paths[0]) | set(paths[1]) == everything
+    again = dataset.hold_out(data.train, 0.2)[1].records.as_numpy_iterator()
+    assert [path for path, _ in again] == paths[1]
 
 
-def test_test_batches_keep_the_order(data):
-    labels = [int(label) for _, label in data.test]
-    batches = dataset.test_batches(data, 16, batch_size=4)
+def test_nothing_held_out_is_everything(data):
+    rest, apart = dataset.hold_out(data.train, 0.0)
+    assert rest is data.train
+    assert (apart.size, len(list(apart.records))) == (0, 0)
+
+
+def test_batches_keep_the_order(data):
+    labels = [int(label) for _, label in data.test.records]
+    batches = dataset.batches(data.test, 16, batch_size=4)
     assert np.concatenate([y.numpy() for _, y in batches]).tolist() == labels
 
 
@@ -108,7 +113,7 @@ def test_a_name_that_is_not_utf8_is_named(folder):
 
 def test_files_that_are_no_images_are_counted(folder, capsys):
     (folder / "red" / "notes.txt").write_text("…")
-    assert dataset.load(str(folder)).train_size == 4
+    assert dataset.load(str(folder)).train.size == 4
     assert capsys.readouterr().out == "class 'red': 1 files are no images\n"
 
 

@@ -1,20 +1,47 @@
 import csv
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import tensorflow as tf
-import tf_keras as keras
 
-from pipeline import config, dataset, train
+from pipeline import checkpoint, config, learner, strategy, train
 from pipeline import run as runs
 from pipeline.errors import PipelineError
+from tests.conftest import FEW_STEPS, ROOT, train_once
+
+
+def history(run: Path) -> list[dict[str, float]]:
+    with (run / "history.csv").open() as file:
+        return [{name: float(x) for name, x in row.items()} for row in csv.DictReader(file)]
+
+
+def start(*arguments: object) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "pipeline", "train", *map(str, arguments)],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def wait_for_step(process: subprocess.Popen[str], run: Path, step: int) -> None:
+    """Until a checkpoint of that step or a later one is there."""
+    until = time.monotonic() + 120
+    while not any(written >= step for written in checkpoint._steps(run / "checkpoints")):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < until
+        time.sleep(0.02)
 
 
 def test_a_few_steps_lower_the_loss(run):
-    with run.history.open() as file:
-        history = list(csv.DictReader(file))
-    assert len(history) == run.config.epochs
-    assert float(history[-1]["loss"]) < float(history[0]["loss"])
+    rows = history(run.path)
+    assert len(rows) == run.config.epochs
+    assert rows[-1]["loss"] < rows[0]["loss"]
 
 
 def test_a_run_is_found_again_with_its_recipe(run, recipe, data):
@@ -22,80 +49,155 @@ def test_a_run_is_found_again_with_its_recipe(run, recipe, data):
     assert again == run
     assert again.config == recipe
     assert again.class_names == data.class_names
+    assert again.train_images == data.train.size
 
 
-def test_saved_weights_are_those_trained(run, data):
-    network = train.build(run.config, len(run.class_names))
+def test_saved_weights_are_those_trained(run):
+    network = learner.build(run.config, len(run.class_names))
     network.load_weights(str(run.weights))
-    fresh = train.build(run.config, len(run.class_names))
+    fresh = learner.build(run.config, len(run.class_names))
     assert any(
         not np.array_equal(trained, new)
         for trained, new in zip(network.get_weights(), fresh.get_weights(), strict=True)
     )
 
 
-def test_every_head_is_trained_through_mirrored_replicas(data, image_folder, tmp_path):
+@pytest.mark.parametrize("signals", [(signal.SIGKILL,), (signal.SIGTERM,)], ids=["kill", "term"])
+def test_an_interrupted_run_goes_on_as_if_nothing_had_been(run, image_folder, tmp_path, signals):
+    """The session's run is the uninterrupted one, of the same recipe."""
+    interrupted = tmp_path / "run"
+    flags = [x for name, value in FEW_STEPS.items() for x in (f"--{name.replace('_', '-')}", value)]
+    process = start(
+        "--dataset", image_folder, "--run", interrupted, "--checkpoint-seconds", 0, *flags
+    )  # fmt: skip
+    wait_for_step(process, interrupted, random.randint(1, 60))
+    process.send_signal(signals[0])
+    said, errors = process.communicate(timeout=60)
+    assert process.returncode == {signal.SIGKILL: -9, signal.SIGTERM: 143}[signals[0]]
+    assert "Traceback" not in errors
+    kept = checkpoint._steps(interrupted / "checkpoints")
+    if signals[0] == signal.SIGTERM:
+        assert f"stopped after step {kept[-1]}: go on with --run {interrupted}" in said
+    assert not (interrupted / "weights.h5").exists()
+
+    resumed = start("--run", interrupted)
+    said, errors = resumed.communicate(timeout=240)
+    assert resumed.returncode == 0, errors
+    assert f"going on after step {kept[-1]}" in said
+    rows, expected = history(interrupted), history(run.path)
+    assert [row["step"] for row in rows] == [row["step"] for row in expected]
+    assert [row["learning_rate"] for row in rows] == pytest.approx(
+        [row["learning_rate"] for row in expected]
+    )
+    assert rows[-1]["loss"] == pytest.approx(expected[-1]["loss"], abs=0.25)
+    assert (interrupted / "weights.h5").exists()
+    assert not (interrupted / "checkpoints").exists()
+
+
+def test_what_has_ended_is_not_trained_again_and_its_recipe_stays(run, command):
+    done = command("pipeline", "train", "--run", run.path)
+    assert (done.returncode, done.stdout) == (0, f"run {run.path} is trained already\n")
+    other = command("pipeline", "train", "--run", run.path, "--epochs", "7")
+    assert other.returncode == 2
+    assert f"was started with epochs {run.config.epochs}, not 7" in other.stderr
+
+
+def test_other_data_under_a_begun_run_is_refused(data, recipe, tmp_path):
+    runs.create(tmp_path, recipe, data.class_names, data.train.size + 1, tmp_path / "run")
+    with pytest.raises(PipelineError, match=r"has 42 training images .* was started with 43"):
+        train.open_run(tmp_path / "run", tmp_path, recipe, data, strategy.start("one"))
+
+
+def test_a_loss_that_is_no_number_stops_with_the_step_and_the_rate(data, image_folder, tmp_path):
     recipe = config.from_preset(
-        "demo", dataset=str(image_folder), strategy="mirrored", batch_size=16, precision="bf16"
+        "demo", dataset=str(image_folder), epochs=20, batch_size=8, learning_rate=100.0,
+        precision="fp32",
+    )  # fmt: skip
+    recipe = config.Config(**config.to_dict(recipe) | {"variant": "paper"})
+    with pytest.raises(PipelineError, match=r"loss is (nan|inf) after step \d+ .* rate of \d"):
+        train_once(recipe, data, tmp_path)
+
+
+def test_a_batch_that_replicas_cannot_share_is_refused(data, recipe, tmp_path):
+    started = strategy.start("one")
+    run = train.open_run(None, tmp_path, recipe, data, started)
+
+    class Three:
+        num_replicas_in_sync = 3
+        cluster_resolver = None
+
+    with pytest.raises(PipelineError, match="batch_size is 8: choose a multiple of 3"):
+        train.train(run, data, Three())
+
+
+def test_a_full_disk_is_reported_and_training_goes_on(image_folder, tmp_path):
+    """A limit on file size is what an ordinary user can set; weights.h5 does not fit either."""
+    code = (
+        "import resource, signal, sys\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (10_000_000, 10_000_000))\n"
+        "from pipeline.__main__ import main\nsys.exit(main(sys.argv[1:]))\n"
     )
-    recipe = config.Config(**config.to_dict(recipe) | {"auxiliary_heads": True})
-    run = train.train(recipe, data, tmp_path)
-    with run.history.open() as file:
-        (epoch,) = csv.DictReader(file)
-    main, aux1, aux2 = (float(epoch[f"{head}_loss"]) for head in ("logits", "aux1", "aux2"))
-    assert float(epoch["loss"]) == pytest.approx(main + 0.3 * aux1 + 0.3 * aux2, rel=1e-2)
+    arguments = ("train", "--dataset", image_folder, "--run", tmp_path / "run", "--epochs", 2)
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments), "--checkpoint-seconds", "0"],
+        capture_output=True, text=True, timeout=200, cwd=ROOT, check=False,
+        env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"},
+    )  # fmt: skip
+    assert "warning: the checkpoint of step 1 could not be written" in done.stdout, done.stderr
+    assert "epoch 2/2" in done.stdout
+    assert done.returncode == 2, done.stderr
+    assert "weights.h5 could not be written" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert list((tmp_path / "run" / "checkpoints").glob("*")) == []
 
 
-def test_the_rate_rises_then_falls_to_zero():
-    recipe = config.from_preset("demo", learning_rate=0.5)
-    rate = train._optimizer(recipe, steps=100)._learning_rate
-    curve = [float(rate(step)) for step in range(101)]
-    assert curve[0] == 0
-    assert max(curve) == pytest.approx(0.5)
-    assert curve.index(max(curve)) == 10
-    assert curve[100] == pytest.approx(0, abs=1e-6)
-    assert curve[10:] == sorted(curve[10:], reverse=True)
+def test_fine_tuning_starts_from_a_run_and_says_what_it_took(
+    run, data, image_folder, tmp_path, capsys
+):
+    for extra in range(2):  # another class, so another head
+        folder = tmp_path / "colours"
+        for name in data.class_names:
+            (folder / name).mkdir(parents=True, exist_ok=True)
+            for path in (image_folder / name).iterdir():
+                (folder / name / path.name).write_bytes(path.read_bytes())
+        (folder / "other").mkdir(exist_ok=True)
+        source = next((image_folder / "red").iterdir())
+        (folder / "other" / f"{extra}{source.suffix}").write_bytes(source.read_bytes())
+    from pipeline import dataset
+
+    recipe = config.from_preset(
+        "demo", dataset=str(folder), init_from=str(run.path), freeze="5b", batch_size=16,
+        learning_rate=0.01, precision="fp32",
+    )  # fmt: skip
+    tuned = train_once(recipe, dataset.load(str(folder)), tmp_path)
+    said = capsys.readouterr().out
+    assert "layers loaded; left fresh: logits (3 -> 4 classes)" in said
+    before, after = (learner.build(r.config, len(r.class_names)) for r in (run, tuned))
+    before.load_weights(str(run.weights))
+    after.load_weights(str(tuned.weights))
+    for layer in before.layers:
+        same = [
+            np.array_equal(a, b)
+            for a, b in zip(
+                layer.get_weights(), after.get_layer(layer.name).get_weights(), strict=True
+            )
+            if a.shape == b.shape
+        ]
+        assert all(same) or layer.name == "logits"
 
 
-def test_weight_decay_spares_biases_and_batch_norm():
-    recipe = config.from_preset("demo", weight_decay=0.5, learning_rate=1.0)
-    optimizer = train._optimizer(recipe, steps=1)
-    optimizer.build([])
-    kernel, bias, gamma = (
-        tf.Variable([2.0], name=f"layer/{name}") for name in ("kernel", "bias", "gamma")
-    )
-    decays = [optimizer._use_weight_decay(variable) for variable in (kernel, bias, gamma)]
-    assert decays == [True, False, False]
+def test_a_start_that_is_not_there_is_named(data, image_folder, tmp_path):
+    recipe = config.from_preset("demo", dataset=str(image_folder), init_from="/no/such/run")
+    with pytest.raises(PipelineError, match="nothing at /no/such/run"):
+        train_once(recipe, data, tmp_path)
 
 
-def test_a_loss_that_is_no_number_stops_with_the_step():
-    model = keras.Sequential([keras.layers.Dense(1)])
-    model.compile(keras.optimizers.SGD(1e30), "mse")
-    x = np.ones((8, 1), np.float32)
-    with pytest.raises(PipelineError, match=r"loss is (nan|inf) after step \d.*learning rate"):
-        model.fit(x, x, batch_size=1, verbose=0, callbacks=[train._StopOnNaN()])
-
-
-def test_a_missing_tpu_is_said(data, image_folder, tmp_path):
-    recipe = config.from_preset("demo", dataset=str(image_folder), strategy="tpu")
-    with pytest.raises(PipelineError, match="no TPU"):
-        train.train(recipe, data, tmp_path)
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize(("precision", "dtype"), [("fp32", "float32"), ("bf16", "mixed_bfloat16")])
-def test_precision_is_as_asked(precision, dtype):
-    assert train.choose_dtype(precision) == dtype
-
-
-def test_a_set_smaller_than_a_batch_is_repeated(data):
-    recipe = config.from_preset("demo", batch_size=500)
-    pixels, _ = next(iter(dataset.training_batches(data, recipe)))
-    assert len(pixels) == 500
-
-
-def test_a_broken_cluster_is_said(data, image_folder, tmp_path, monkeypatch):
-    monkeypatch.setenv("TF_CONFIG", "garbage")
-    recipe = config.from_preset("demo", dataset=str(image_folder), strategy="multiworker")
-    with pytest.raises(PipelineError, match="strategy multiworker cannot start"):
-        train.train(recipe, data, tmp_path)
+def test_tensorboard_gets_scalars_and_pictures(run):
+    (events,) = (run.path / "tensorboard").iterdir()
+    tags = {
+        value.tag
+        for record in tf.data.TFRecordDataset(str(events)).as_numpy_iterator()
+        for value in tf.compat.v1.Event.FromString(record).summary.value
+    }
+    assert {"epoch/loss", "epoch/accuracy", "epoch/learning_rate", "training pictures"} <= tags
