@@ -124,7 +124,7 @@ class AdaptiveAveragePooling(layers.Layer):
 class _Builder:
     """Layers of one variant under one dtype policy, named so that weights can be found by name."""
 
-    def __init__(self, variant: Variant, dtype: str, sync_batch_norm: bool) -> None:
+    def __init__(self, variant: Variant, dtype: str, sync_batch_norm: bool = False) -> None:
         self.variant = variant
         self.dtype = dtype
         # The synchronized form is slower (not fused), so it is built only where asked for.

@@ -48,7 +48,7 @@ def test_a_value_out_of_range_is_named(field, value):
 
 
 def test_an_unknown_preset_is_answered_with_the_known():
-    with pytest.raises(PipelineError, match="'nope': choose from demo"):
+    with pytest.raises(PipelineError, match="'nope': choose from best, demo"):
         config.from_preset("nope")
 
 

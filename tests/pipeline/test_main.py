@@ -9,7 +9,7 @@ import pytest
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["train", "--preset", "nope"], "unknown preset 'nope': choose from demo"),
+        (["train", "--preset", "nope"], "unknown preset 'nope': choose from best, demo"),
         (["train", "--dataset", "nope_not_there"], "unknown dataset 'nope_not_there'"),
         (["train", "--dataset", "/no/such/folder"], "/no/such/folder does not exist"),
         (["train", "--epochs", "0"], "epochs is 0"),

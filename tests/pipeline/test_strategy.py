@@ -59,7 +59,7 @@ def wait_for(path: Path, seconds: float = 120) -> None:
         time.sleep(0.1)
 
 
-# Losses of the steps agree to this relative difference. With batch normalisation a difference in the
+# The losses agree to these relative differences. With batch normalisation a difference in the
 # last bit moves some value across a ReLU's corner, which grows within a few steps.
 @pytest.mark.parametrize(
     ("fields", "tolerances"),

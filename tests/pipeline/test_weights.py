@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline import evaluate, googlenet, run, train, weights
+from pipeline import evaluate, googlenet, learner, run, weights
 from pipeline.config import Config
 from pipeline.errors import PipelineError
 from tests.pipeline import torchvision_golden as golden
@@ -81,7 +81,7 @@ def test_answers_are_those_of_torchvision_itself(tmp_path):
     for name in ("zip.pth", "legacy.pth"):
         made = weights.import_torchvision(tmp_path / name, tmp_path / "runs")
         for size in golden.SIZES:
-            network = train.build(replace(made.config, image_size=size), golden.CLASSES)
+            network = learner.build(replace(made.config, image_size=size), golden.CLASSES)
             network.load_weights(str(made.weights))
             assert_golden(network, answers, size)
 
@@ -146,7 +146,7 @@ def test_import_makes_a_run_that_can_be_loaded_and_evaluated(checkpoint, tmp_pat
     )
     printed = capsys.readouterr().out
     assert f"imported {checkpoint}: 123 layers, with auxiliary heads, 10 classes" in printed
-    assert f"--init-from {made.path}" in printed
+    assert f"INIT_FROM={made.path}" in printed
     network = evaluate.load_network(made)
     expected = np.load(golden.FILE)["logits_224"]
     logits = network(golden.pixels(224))["logits"]
@@ -187,7 +187,7 @@ RECIPE = Config(preset="test", image_size=32, variant="torchvision", auxiliary_h
 
 def test_fine_tuning_starts_with_the_trunk_and_fresh_heads(checkpoint, state):
     names = ("daisy", "rose")
-    network = train.build(RECIPE, len(names))
+    network = learner.build(RECIPE, len(names))
     before = weights_of(network)
     report = weights.initialize(network, RECIPE, names, checkpoint)
     assert str(report) == (
@@ -210,13 +210,13 @@ COLOURS = ("blue", "green", "red")
 def saved_run(root: Path, recipe: Config = SMALL) -> run.Run:
     """A finished run whose network has random weights."""
     saved = run.create(root, recipe, COLOURS)
-    train.build(recipe, len(COLOURS)).save_weights(str(saved.weights))
+    learner.build(recipe, len(COLOURS)).save_weights(str(saved.weights))
     return saved
 
 
 def test_all_is_loaded_where_the_classes_are_the_same(tmp_path):
     source = saved_run(tmp_path)
-    network, expected = (train.build(SMALL, 3) for _ in range(2))
+    network, expected = (learner.build(SMALL, 3) for _ in range(2))
     expected.load_weights(str(source.weights))
     report = weights.initialize(network, SMALL, COLOURS, source.path)
     assert str(report) == f"initialized from {source.path}: 123 layers loaded; left fresh: none"
@@ -235,7 +235,7 @@ def test_all_is_loaded_where_the_classes_are_the_same(tmp_path):
 def test_heads_that_do_not_fit_stay_fresh(had, wanted, names, fresh, tmp_path):
     source = saved_run(tmp_path, replace(SMALL, **had))
     recipe = replace(SMALL, **wanted)
-    network = train.build(recipe, len(names))
+    network = learner.build(recipe, len(names))
     report = str(weights.initialize(network, recipe, names, source.path))
     parts = ("conv", "conv_bn", "fc")
     heads = ", ".join(
@@ -249,13 +249,13 @@ def test_heads_that_do_not_fit_stay_fresh(had, wanted, names, fresh, tmp_path):
 @pytest.mark.parametrize(("field", "value"), [("variant", "batch_norm"), ("stem", "small")])
 def test_another_variant_or_stem_is_refused(field, value, checkpoint):
     recipe = replace(RECIPE, **{field: value})
-    network = train.build(recipe, 2)
+    network = learner.build(recipe, 2)
     with pytest.raises(PipelineError, match=rf"googlenet\.pth has {field} .* {value}: choose"):
         weights.initialize(network, recipe, ("a", "b"), checkpoint)
 
 
 def test_a_source_that_is_none_is_named(tmp_path):
-    network = train.build(RECIPE, 2)
+    network = learner.build(RECIPE, 2)
     with pytest.raises(PipelineError, match=r"nothing at .*absent"):
         weights.initialize(network, RECIPE, ("a", "b"), tmp_path / "absent")
     with pytest.raises(PipelineError, match="no run at"):
@@ -265,6 +265,6 @@ def test_a_source_that_is_none_is_named(tmp_path):
 def test_weights_that_do_not_fit_their_run_are_named(tmp_path):
     source = saved_run(tmp_path)
     source.weights.write_text("none")
-    network = train.build(SMALL, 3)
+    network = learner.build(SMALL, 3)
     with pytest.raises(PipelineError, match=r"weights\.h5 does not fit its run"):
         weights.initialize(network, SMALL, COLOURS, source.path)

@@ -1,0 +1,65 @@
+import csv
+import re
+
+import pytest
+
+from pipeline import config, run
+from pipeline.metrics import Metrics
+from pipeline.progress import Progress
+
+MEANS = {"loss": 0.5, "accuracy": 0.75}
+
+
+@pytest.fixture
+def begun(tmp_path):
+    recipe = config.from_preset("demo", epochs=3, batch_size=10)
+    return run.create(tmp_path, recipe, ("a", "b"), 20, tmp_path / "run")
+
+
+def steps(begun, first, last, held_out=None, shown=True) -> Progress:
+    """Two steps an epoch."""
+    progress = Progress(begun, 2, first, shown)
+    for step in range(first + 1, last + 1):
+        progress.step(0.1, 0.01)
+        if step % 2 == 0:
+            progress.epoch(MEANS, 0.01, held_out)
+    return progress
+
+
+def rows(begun) -> list[dict[str, str]]:
+    with begun.history.open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_an_epoch_is_a_row_and_a_line_and_the_last_line_sums_up(begun, capsys):
+    measured = Metrics(4, 0.875, 0.3, {}, [[2, 0], [1, 1]])
+    steps(begun, 0, 6, measured).finish()
+    assert [row["step"] for row in rows(begun)] == ["2", "4", "6"]
+    assert {row["val_accuracy"] for row in rows(begun)} == {"0.875"}
+    first, *_, last = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(
+        r"epoch 1/3: loss 0\.5000, accuracy 0\.7500 in training and 0\.8750 held out, "
+        r"[\d,]+ images/s, 0 min left",
+        first,
+    )
+    assert re.fullmatch(
+        rf"trained: accuracy 0\.7500 in training and 0\.8750 held out, \d+ s, [\d,]+ images/s: "
+        rf"{begun.path}",
+        last,
+    )
+
+
+def test_rows_after_the_checkpoint_are_forgotten(begun):
+    steps(begun, 0, 4)
+    again = steps(begun, 3, 6)  # the checkpoint was that of step 3
+    assert [row["epoch"] for row in rows(begun)] == ["1.0", "2", "3"]
+    again.finish()
+
+
+def test_who_is_not_shown_writes_nothing(begun, capsys):
+    before = sorted(begun.path.iterdir())
+    progress = steps(begun, 0, 6, shown=False)
+    progress.say("something")
+    progress.finish()
+    assert sorted(begun.path.iterdir()) == before
+    assert capsys.readouterr().out == ""
