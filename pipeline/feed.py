@@ -47,11 +47,9 @@ class Feed:
             context: which worker of how many this is: its batches are its share of the whole.
         """
         context = context or tf.distribute.InputContext()
-        workers, worker = context.num_input_pipelines, context.input_pipeline_id
-        examples = self._remembered(step) if self.memory else self._streamed(step)
-        examples = examples.shard(workers, worker).batch(
-            context.get_per_replica_batch_size(self.recipe.batch_size), drop_remainder=True
-        )
+        examples = self._remembered(step, context) if self.memory else self._streamed(step, context)
+        batch = context.get_per_replica_batch_size(self.recipe.batch_size)
+        examples = examples.batch(batch, drop_remainder=True)
         if self.memory:
             examples = examples.map(self._look_up, num_parallel_calls=tf.data.AUTOTUNE)
         return examples.map(
@@ -64,17 +62,19 @@ class Feed:
             num_parallel_calls=tf.data.AUTOTUNE,
         ).prefetch(tf.data.AUTOTUNE)
 
-    def _remembered(self, step: int) -> tf.data.Dataset:
+    def _remembered(self, step: int, context: tf.distribute.InputContext) -> tf.data.Dataset:
+        """Positions of the worker's pictures."""
         first = step * self.recipe.batch_size
-        return tf.data.Dataset.range(first, np.iinfo(np.int64).max)
+        positions = tf.data.Dataset.range(first, np.iinfo(np.int64).max)
+        return positions.shard(context.num_input_pipelines, context.input_pipeline_id)
 
     def _look_up(self, positions: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         pixels, labels = self.memory  # type: ignore[misc]
         rows = _shuffled(positions, self._epoch_size, self.split.size, self.recipe.seed)
         return tf.gather(pixels, rows), tf.gather(labels, rows), positions
 
-    def _streamed(self, step: int) -> tf.data.Dataset:
-        """(pixels [S,S,3], label [], position []) by way of a shuffle buffer."""
+    def _streamed(self, step: int, context: tf.distribute.InputContext) -> tf.data.Dataset:
+        """The worker's (pixels [S,S,3], label [], position []), by way of a shuffle buffer."""
         epoch, done = divmod(step * self.recipe.batch_size, self._epoch_size)
 
         def shuffled(epoch: tf.Tensor) -> tf.data.Dataset:
@@ -84,6 +84,8 @@ class Feed:
 
         records = tf.data.Dataset.range(epoch, np.iinfo(np.int64).max).flat_map(shuffled)
         numbered = records.skip(done).enumerate(start=step * self.recipe.batch_size)
+        # Every worker reads all records, and decodes its own.
+        numbered = numbered.shard(context.num_input_pipelines, context.input_pipeline_id)
 
         def picture(position: tf.Tensor, record: tuple[tf.Tensor, tf.Tensor]):
             encoded, label = record

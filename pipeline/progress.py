@@ -54,15 +54,14 @@ class Progress:
         if self._shown:
             self._bar.write(text)
 
-    def pictures(self, pixels: tf.Tensor) -> None:
-        """Record what the network sees: uint8 [B,S,S,3]."""
-        with self._board.as_default(self._step):
-            tf.summary.image("training pictures", pixels, max_outputs=PICTURES)
-
-    def step(self, loss: float, learning_rate: float) -> None:
-        """One more step is done."""
+    def step(self, pixels: tf.Tensor, loss: float, learning_rate: float) -> None:
+        """One more step is done, on pictures uint8 [B,S,S,3] or a replica's each."""
         self._step += 1
         self._ended = time.monotonic()
+        if self._step == 1:
+            with self._board.as_default(1):
+                shown = getattr(pixels, "values", (pixels,))[0]
+                tf.summary.image("training pictures", shown, max_outputs=PICTURES)
         self._bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
         self._bar.update(self._run.config.batch_size)
         if self._step % SCALARS_EVERY == 0:

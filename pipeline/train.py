@@ -96,35 +96,28 @@ def train(
     training, held_out = dataset.hold_out(data.train, recipe.holdout)
     source = feed.feed(training, recipe)
     learner = Learner(recipe, data.class_names, source.steps_per_epoch, strategy)
-    step = checkpoint.restore(learner.state, run.checkpoints)
-    progress = Progress(run, source.steps_per_epoch, step, shown=chief)
+    done = checkpoint.restore(learner.state, run.checkpoints)
+    progress = Progress(run, source.steps_per_epoch, done, shown=chief)
     progress.say(
         f"training GoogLeNet ({recipe.variant}, {recipe.image_size}×{recipe.image_size}) on "
         f"{training.size:,} images of {len(data.class_names)} classes: {recipe.epochs} epochs of "
         f"{source.steps_per_epoch} steps, {learner.dtype}, {type(strategy).__name__}"
     )
-    if step:
-        progress.say(f"going on after step {step:,}")
+    if done:
+        progress.say(f"going on after step {done:,}")
     elif learner.initialized:
         progress.say(str(learner.initialized))
-    due = time.monotonic() + checkpoint_seconds
-    several = recipe.strategy == "multiworker"
-    waiting = WaitLimit(wait_seconds) if several else nullcontext()
     with _stop_signals() as stop, _named_errors(run):
-        for batch in _batches(strategy, source, step):
-            if step == 0:
-                progress.pictures(strategy.experimental_local_results(batch[0])[0])
+        batches = _batches(strategy, source, done)
+        waiting = WaitLimit(wait_seconds) if recipe.strategy == "multiworker" else nullcontext()
+        due = time.monotonic() + checkpoint_seconds
+        for step, batch in enumerate(batches, start=done + 1):
             flags = [bool(stop), chief and time.monotonic() > due]
             with waiting:
                 loss, (stopping, saving) = learner.learn(batch, flags)
-            rate = learner.learning_rate(step)
-            step += 1
-            if not math.isfinite(loss):
-                raise PipelineError(
-                    f"the loss is {loss} after step {step} at a learning rate of {rate:.3g}: "
-                    "train with a lower --learning-rate"
-                )
-            progress.step(loss, rate)
+            rate = learner.learning_rate(step - 1)
+            _check(loss, step, rate)
+            progress.step(batch[0], loss, rate)
             if step % source.steps_per_epoch == 0:
                 measured = learner.measure(held_out) if held_out.size else None
                 progress.epoch(learner.take_means(), rate, measured)
@@ -140,6 +133,14 @@ def train(
         _keep(network, run)
         checkpoint.discard(run.checkpoints)
     progress.finish()
+
+
+def _check(loss: float, step: int, rate: float) -> None:
+    if not math.isfinite(loss):
+        raise PipelineError(
+            f"the loss is {loss} after step {step} at a learning rate of {rate:.3g}: train with a "
+            "lower --learning-rate"
+        )
 
 
 def _batches(strategy: tf.distribute.Strategy, source: Feed, step: int) -> Iterator[Batch]:
@@ -211,6 +212,11 @@ def _named_errors(run: Run) -> Iterator[None]:
     except tf.errors.ResourceExhaustedError as error:
         raise PipelineError(
             f"out of memory at batch_size {run.config.batch_size}: choose a smaller --batch-size"
+        ) from error
+    except (tf.errors.NotFoundError, tf.errors.InvalidArgumentError) as error:
+        raise PipelineError(
+            f"training data cannot be read any more ({reason(error)}): mend that and go on with "
+            f"--run {run.path}"
         ) from error
     except tf.errors.OpError as error:
         if run.config.strategy != "multiworker":
