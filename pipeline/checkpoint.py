@@ -34,7 +34,7 @@ def write(state: tf.train.Checkpoint, folder: Path, step: int) -> None:
             f"the checkpoint of step {step} could not be written to {folder} "
             f"({reason(error)}): make room there; {_last(folder)}"
         ) from error
-    for old in _steps(folder)[:-KEPT]:
+    for old in steps(folder)[:-KEPT]:
         shutil.rmtree(folder / str(old))
 
 
@@ -44,10 +44,10 @@ def restore(state: tf.train.Checkpoint, folder: Path) -> int:
     Raises:
         PipelineError: it cannot be read, or is that of another network.
     """
-    steps = _steps(folder)
-    if not steps:
+    known = steps(folder)
+    if not known:
         return 0
-    newest = folder / str(steps[-1])
+    newest = folder / str(known[-1])
     try:
         state.read(str(newest / "state")).assert_consumed()
     except (tf.errors.OpError, AssertionError, ValueError) as error:
@@ -55,7 +55,7 @@ def restore(state: tf.train.Checkpoint, folder: Path) -> int:
             f"checkpoint {newest} cannot be read ({reason(error)}): remove it to go on from the "
             "one before"
         ) from error
-    return steps[-1]
+    return known[-1]
 
 
 def discard(folder: Path) -> None:
@@ -68,11 +68,11 @@ def _save(state: tf.train.Checkpoint, partial: Path) -> None:
     state.write(str(partial / "state"))
 
 
-def _steps(folder: Path) -> list[int]:
+def steps(folder: Path) -> list[int]:
     """Steps of the checkpoints, in order; what is not finished has another kind of name."""
     return sorted(int(path.name) for path in folder.glob("*") if path.name.isdecimal())
 
 
 def _last(folder: Path) -> str:
-    steps = _steps(folder)
-    return f"that of step {steps[-1]} is whole" if steps else "there is none before it"
+    known = steps(folder)
+    return f"that of step {known[-1]} is whole" if known else "there is none before it"

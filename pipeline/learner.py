@@ -23,7 +23,7 @@ class Learner:
         network: see `googlenet.build`.
         dtype: its tf-keras dtype policy.
         state: all that a later process needs to go on.
-        initialized: what was taken from the recipe's `init_from`; None without one.
+        initialized: what was taken from `init_from`; None without one.
     """
 
     def __init__(
@@ -32,6 +32,7 @@ class Learner:
         class_names: tuple[str, ...],
         steps_per_epoch: int,
         strategy: tf.distribute.Strategy,
+        init_from: str = "",
     ) -> None:
         self._recipe = recipe
         self._class_names = class_names
@@ -41,8 +42,8 @@ class Learner:
         with strategy.scope():
             any_size = bool(recipe.early_size)
             self.network = build(recipe, len(class_names), self.dtype, any_size)
-            if recipe.init_from:
-                source = Path(recipe.init_from)
+            if init_from:
+                source = Path(init_from)
                 self.initialized = weights.initialize(self.network, recipe, class_names, source)
             freeze(self.network, recipe.freeze)
             self._optimizer = optimizer.build(recipe, steps_per_epoch)

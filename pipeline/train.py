@@ -95,7 +95,8 @@ def train(
     keras.utils.set_random_seed(recipe.seed)
     training, held_out = dataset.hold_out(data.train, recipe.holdout)
     source = feed.feed(training, recipe)
-    learner = Learner(recipe, data.class_names, source.steps_per_epoch, strategy)
+    init_from = "" if checkpoint.steps(run.checkpoints) else recipe.init_from
+    learner = Learner(recipe, data.class_names, source.steps_per_epoch, strategy, init_from)
     done = checkpoint.restore(learner.state, run.checkpoints)
     progress = Progress(run, source.steps_per_epoch, done, shown=chief)
     progress.say(

@@ -32,7 +32,7 @@ def start(*arguments: object) -> subprocess.Popen[str]:
 def wait_for_step(process: subprocess.Popen[str], run: Path, step: int) -> None:
     """Until a checkpoint of that step or a later one is there."""
     until = time.monotonic() + 120
-    while not any(written >= step for written in checkpoint._steps(run / "checkpoints")):
+    while not any(written >= step for written in checkpoint.steps(run / "checkpoints")):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < until
         time.sleep(0.02)
@@ -75,7 +75,7 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_been(run, image_folder, tm
     said, errors = process.communicate(timeout=60)
     assert process.returncode == {signal.SIGKILL: -9, signal.SIGTERM: 143}[signals[0]]
     assert "Traceback" not in errors
-    kept = checkpoint._steps(interrupted / "checkpoints")
+    kept = checkpoint.steps(interrupted / "checkpoints")
     if signals[0] == signal.SIGTERM:
         assert f"stopped after step {kept[-1]}: go on with --run {interrupted}" in said
     assert not (interrupted / "weights.h5").exists()
