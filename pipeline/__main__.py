@@ -164,7 +164,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser = _Parser(prog="python -m pipeline", description="Labelled images to a published model.")
     commands = parser.add_subparsers(required=True, metavar="STAGE")
     for stage, names in STAGES.items():
-        command = commands.add_parser(stage.__name__, help=stage.__doc__, description=stage.__doc__)
+        named = stage.__name__.replace("_", "-")
+        command = commands.add_parser(named, help=stage.__doc__, description=stage.__doc__)
         command.set_defaults(stage=stage)
         for name in names:
             command.add_argument(name, **OPTIONS[name])

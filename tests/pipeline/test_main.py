@@ -19,6 +19,7 @@ import pytest
         (["export", "--run", "/no/run"], "no run at /no/run"),
         (["publish", "--runs", "/no/runs"], "no finished run in /no/runs"),
         (["benchmark", "--data-dir", "/no/data"], "no images in /no/data/samples/fashion_mnist"),
+        (["import-weights"], "no weights are named"),
         (["nope"], "invalid choice: 'nope'"),
         ([], "required: STAGE"),
     ],
