@@ -14,7 +14,7 @@ TRAIN_FLAGS := $(if $(PRESET),--preset $(PRESET)) $(if $(INIT_FROM),--init-from 
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL: # stages follow each other
-.PHONY: help setup demo data train import-weights evaluate export publish serve classify benchmark test test-slow lint format proto clean
+.PHONY: help setup demo data train import-weights evaluate export publish serve classify benchmark benchmark-training test test-slow lint format proto clean
 
 help: ## print this list
 	@echo 'GoogLeNet Serving: labelled images in, a served classifier out'; echo
@@ -67,6 +67,9 @@ classify: $(READY) ## classify IMAGE on the server at ADDRESS
 
 benchmark: $(READY) ## measure the published model on a server of its own, or what is at ADDRESS
 	@$(PIPELINE) benchmark $(if $(DATASET),--dataset "$(DATASET)") $(if $(filter file,$(origin ADDRESS)),,--address "$(ADDRESS)")
+
+benchmark-training: $(READY) ## measure training, beside PyTorch where it is installed
+	@$(PIPELINE) benchmark-training $(MIRROR_FLAG) $(FLAGS)
 
 test: lint ## linters, type checks and all tests but the slow ones
 	@$(BIN)/python -m pytest

@@ -98,6 +98,15 @@ def benchmark(options: Namespace) -> int:
     )
 
 
+def benchmark_training(options: Namespace) -> None:
+    """Measure training throughput and start-up, beside PyTorch where it is installed"""
+    from pipeline import training_benchmark
+
+    training_benchmark.benchmark(
+        options.data_dir, options.mirror, options.rounds, options.seconds, options.output
+    )
+
+
 def demo(options: Namespace) -> None:
     """All of it once, with a comparison of served and offline answers"""
     from pipeline import demo
@@ -127,6 +136,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "--run": {"type": Path, "help": "a run's folder; the newest if left out"},
     "--runs": {"type": Path, "default": Path("runs"), "help": "where run folders are"},
     "--address": {"help": "host:port of a server to measure; one is started if left out"},
+    "--rounds": {"type": int, "default": 5, "help": "turns of each configuration"},
+    "--seconds": {"type": float, "default": 6.0, "help": "length of a turn"},
+    "--output": {"type": Path, "help": "file to write the printed text into as well"},
     "--repository": {"type": Path, "default": Path("models"), "help": "model repository"},
 }
 _DATA = ("--dataset", "--data-dir", "--mirror")
@@ -150,6 +162,7 @@ STAGES = {
     export: ("--run", "--runs"),
     publish: ("--run", "--runs", "--repository"),
     benchmark: ("--dataset", "--data-dir", "--repository", "--address"),
+    benchmark_training: ("--data-dir", "--mirror", "--rounds", "--seconds", "--output"),
     demo: ("--data-dir", "--mirror", "--runs", "--repository"),
 }
 

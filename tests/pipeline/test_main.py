@@ -20,6 +20,7 @@ import pytest
         (["publish", "--runs", "/no/runs"], "no finished run in /no/runs"),
         (["benchmark", "--data-dir", "/no/data"], "no images in /no/data/samples/fashion_mnist"),
         (["import-weights"], "no weights are named"),
+        (["benchmark-training", "--rounds", "0"], "0 rounds of 6 seconds measure nothing"),
         (["nope"], "invalid choice: 'nope'"),
         ([], "required: STAGE"),
     ],

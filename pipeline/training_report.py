@@ -1,0 +1,182 @@
+"""What `training_benchmark` measured -> Markdown, aligned so that it reads well as plain text."""
+
+import os
+import platform
+import statistics
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from pipeline import run
+
+OURS, PEER = "TensorFlow", "PyTorch"
+SYNTHETIC, REAL = "synthetic", "real"
+REAL_GOAL = 0.97  # of the rate on synthetic data
+START_GOAL = 30.0  # seconds
+INSTALL_PEER = "PyTorch is not installed: `.venv/bin/pip install -e '.[peers]'` to measure it too."
+INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")  # those that matter to training
+
+
+class Row(NamedTuple):
+    """What is measured at once: a configuration's name, its framework, and the data."""
+
+    configuration: str
+    framework: str
+    data: str
+
+
+@dataclass
+class Result:
+    """What was measured of one shape.
+
+    Attributes:
+        title: the shape's.
+        rates: images per second of each row, by round.
+        failures: name of each configuration that did not work -> why.
+        versions: of libraries, by name.
+    """
+
+    title: str
+    rates: dict[Row, list[float]] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+
+    def best(self, framework: str) -> Row | None:
+        """The framework's row with the highest median on synthetic data."""
+        rows = [row for row in self.rates if (row.framework, row.data) == (framework, SYNTHETIC)]
+        return max(rows, key=lambda row: statistics.median(self.rates[row]), default=None)
+
+    def ratio(self, row: Row, to: Row) -> "Ratio":
+        """How many times as fast a row is as another, by round."""
+        by_round = [a / b for a, b in zip(self.rates[row], self.rates[to], strict=True)]
+        return Ratio(statistics.median(by_round), min(by_round), max(by_round))
+
+
+class Ratio(NamedTuple):
+    """Of rates measured within one round: the median over rounds, the lowest and the highest."""
+
+    median: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.median:.3f} ({self.low:.3f} to {self.high:.3f})"
+
+
+def machine() -> dict[str, str]:
+    """Where and when: name -> value. Of the machine's name and paths it says nothing."""
+    cpu = _cpuinfo()
+    flags = cpu.get("flags", "").split()
+    instructions = ", ".join(name for name in INSTRUCTIONS if name in flags)
+    cores = len(os.sched_getaffinity(0))
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+    return {
+        "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+        "commit": run.git_commit(),
+        "processor": f"{cpu.get('model name', platform.machine())} ({instructions or 'unknown'})",
+        "cores": f"{cores}, load before the start {os.getloadavg()[0]:.1f}",
+        "memory": f"{memory:.0f} GB",
+        "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
+    }
+
+
+def write(
+    described: Mapping[str, str],
+    results: Sequence[Result],
+    starts: Sequence[float],
+    failure: str,
+    rounds: int,
+    seconds: float,
+    peer: bool,
+) -> str:
+    """All of it as Markdown.
+
+    Args:
+        described: see `machine`.
+        results: of each shape.
+        starts: seconds from the start of a training to the end of its first step.
+        failure: why there are no more of them.
+        rounds: how often each configuration had its turn.
+        seconds: how long a turn was.
+        peer: whether PyTorch was there to be measured.
+    """
+    versions = {name: text for result in results for name, text in result.versions.items()}
+    lines = [
+        "# Training throughput",
+        "",
+        "Images per second of whole training steps, measured by `make benchmark-training`: the",
+        f"median, lowest and highest of {rounds} turns of {seconds:g} s, which all configurations "
+        "take in rounds.",
+        "Ratios are medians of the ratios within rounds. PyTorch trains torchvision's GoogLeNet,",
+        "channels last: 3×3 kernels where the paper and this network have 5×5, and so 6 % fewer",
+        "multiply-adds.",
+        "",
+        *(f"- {name}: {text}" for name, text in {**described, **versions}.items()),
+        "",
+    ]
+    for result in results:
+        lines += [f"## {result.title}", "", *_section(result), ""]
+    if not peer:
+        lines += [INSTALL_PEER, ""]
+    lines += ["## Start-up", "", *_start_up(starts)]
+    if failure:
+        lines.append(f"Failed: {failure}")
+    return "\n".join(lines) + "\n"
+
+
+def _section(result: Result) -> Iterator[str]:
+    ours, peer = result.best(OURS), result.best(PEER)
+    table = [["configuration", "data", "images/s", "lowest", "highest", f"÷ best {PEER}"]]
+    for row, rates in result.rates.items():
+        numbers = (statistics.median(rates), min(rates), max(rates))
+        beside = f"{result.ratio(row, peer).median:.3f}" if peer else "–"
+        table.append([row.configuration, row.data, *(f"{n:,.1f}" for n in numbers), beside])
+    yield from _aligned(table)
+    yield ""
+    if ours and peer:
+        yield f"- {ours.configuration} ÷ {peer.configuration}: {result.ratio(ours, peer)}"
+    for row in result.rates:
+        if row.data == REAL:
+            ratio = result.ratio(row, row._replace(data=SYNTHETIC))
+            met = _met(ratio.median >= REAL_GOAL)
+            yield f"- {row.configuration}, real ÷ synthetic data: {ratio}; goal {REAL_GOAL}: {met}"
+    for name, reason in result.failures.items():
+        yield f"- {name} failed and is left out: {reason}"
+
+
+def _start_up(starts: Sequence[float]) -> Iterator[str]:
+    if not starts:
+        return
+    median = statistics.median(starts)
+    several = ", ".join(f"{seconds:.1f}" for seconds in starts)
+    yield (
+        f"`python -m pipeline train --preset best`, from the start of the process to the end of "
+        f"the first step: {median:.1f} s"
+    )
+    yield f"({several}); goal {START_GOAL:.0f} s: {_met(median < START_GOAL)}"
+
+
+def _met(goal: bool) -> str:
+    return "met" if goal else "missed"
+
+
+def _aligned(table: Sequence[Sequence[str]]) -> Iterator[str]:
+    """A Markdown table; columns from the third on are numbers, and to the right."""
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    rule = ["-" * w if i < 2 else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
+    for cells in (table[0], rule, *table[1:]):
+        padded = [
+            cell.ljust(width) if i < 2 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
+        ]
+        yield f"| {' | '.join(padded)} |"
+
+
+def _cpuinfo() -> dict[str, str]:
+    """The first processor's fields; none where the system does not tell."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().split("\n\n")[0].splitlines() if path.exists() else []
+    pairs = (line.partition(":") for line in lines)
+    return {name.strip(): value.strip() for name, _, value in pairs}
