@@ -52,7 +52,7 @@ def test_signatures_are_those_of_the_contract(loaded):
 
 
 def test_the_export_answers_as_the_network_does(loaded, run, data):
-    batches = dataset.test_batches(data, run.config.image_size)
+    batches = dataset.batches(data.test, run.config.image_size)
     pixels = tf.concat([x for x, _ in batches], 0)
     network = evaluate.load_network(run)(pixels, training=False)
     answer = loaded.signatures["predict_images"](pixels)
