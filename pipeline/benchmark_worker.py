@@ -59,6 +59,8 @@ class Worker:
 
     def __init__(self, module: str, settings: Mapping[str, object]) -> None:
         self.versions: dict[str, str] = {}
+        # What frameworks leave there when they are killed, compiled code for instance.
+        self._temporary = tempfile.TemporaryDirectory()
         self._errors = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115
         # A session of its own: Ctrl-C is the caller's, and compilers that it starts end with it.
         self._process = subprocess.Popen(
@@ -67,6 +69,7 @@ class Worker:
             stdout=subprocess.PIPE,
             stderr=self._errors,
             text=True,
+            env=os.environ | {"TMPDIR": self._temporary.name},
             start_new_session=True,
         )
         self._lines: queue.Queue[str] = queue.Queue()  # "" is the end
@@ -121,6 +124,7 @@ class Worker:
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.close()
         self._errors.close()
+        self._temporary.cleanup()
 
     def _read(self) -> None:
         assert self._process.stdout

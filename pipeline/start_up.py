@@ -9,6 +9,7 @@ import sys
 import tempfile
 import termios
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from pipeline.errors import PipelineError
@@ -37,11 +38,23 @@ def first_step_seconds(data_dir: Path, mirror: str | None = None) -> float:
             sys.executable, "-m", "pipeline", "train", "--preset", "best", "--runs", runs,
             "--data-dir", str(data_dir), *(["--mirror", mirror] if mirror else []),
         ]  # fmt: skip
-        return seconds_until(SIGN, command)
+        # What TensorFlow writes aside goes with the run.
+        return seconds_until(SIGN, command, environment={"TMPDIR": runs})
 
 
-def seconds_until(sign: bytes, command: list[str], limit_seconds: float = LIMIT_SECONDS) -> float:
+def seconds_until(
+    sign: bytes,
+    command: list[str],
+    limit_seconds: float = LIMIT_SECONDS,
+    environment: Mapping[str, str] | None = None,
+) -> float:
     """Run a command until it shows something on the terminal that is its standard error.
+
+    Args:
+        sign: what to wait for.
+        command: ended then.
+        limit_seconds: longest wait.
+        environment: variables that differ from this process's.
 
     Raises:
         PipelineError: it ended before, or took too long.
@@ -56,6 +69,7 @@ def seconds_until(sign: bytes, command: list[str], limit_seconds: float = LIMIT_
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=theirs,
+                env={**os.environ, **(environment or {})},
                 start_new_session=True,
             )
         finally:

@@ -49,6 +49,7 @@ def test_workers_take_turns_and_one_that_fails_is_left_out(chosen):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)  # PyTorch's compiler
 def test_the_peer_is_measured(chosen, monkeypatch):
     if not all(importlib.util.find_spec(name) for name in ("torch", "torchvision")):
         pytest.skip("torch or torchvision is not installed")
