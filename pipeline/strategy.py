@@ -20,7 +20,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from types import TracebackType
 
 import tensorflow as tf
 from tensorflow.compiler.xla.tsl.protobuf.coordination_config_pb2 import CoordinatedJob
@@ -101,12 +100,7 @@ class WaitLimit:
     def __enter__(self) -> None:
         self._until = time.monotonic() + self._seconds
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._until = None
 
     def _watch(self) -> None:
