@@ -61,7 +61,7 @@ class Config:
     holdout: float = 0.0
     image_size: int = 224
     early_size: int = 0
-    early_share: float = 0.4
+    early_share: float = 0.5
     variant: str = "batch_norm"
     stem: str = "imagenet"
     auxiliary_heads: bool = True
@@ -142,7 +142,7 @@ PRESETS: dict[str, dict[str, object]] = {
         "early_size": 20,
         "stem": "tiny",
         "auxiliary_heads": False,
-        "epochs": 14,
+        "epochs": 10,
         "label_smoothing": 0.1,
         "averaging": 0.05,
         "shift": 2 / 28,
