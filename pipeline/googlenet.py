@@ -142,7 +142,8 @@ class Conv2D(layers.Conv2D):
 
             return plain(inputs, kernel), gradient
 
-        return convolve(inputs, kernel)
+        # A tensor in the computing dtype: to a variable, custom_gradient has other rules.
+        return convolve(inputs, tf.convert_to_tensor(kernel))
 
 
 class AdaptiveAveragePooling(layers.Layer):
