@@ -17,12 +17,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import absl.logging
+import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
 from pipeline import mirror as mirrors
 from pipeline import preprocessing
 from pipeline.errors import PipelineError, reason
+from pipeline.preprocessing import Window
 
 DEFAULT_DATA_DIR = Path("data")
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".gif", ".bmp"}
@@ -36,18 +38,19 @@ class Split:
     Attributes:
         records: unbatched elements (record, int64 label []); a record costs little to read or to
             skip.
-        open: a record as a picture, uint8 [H,W,C].
+        open: a record as a picture, or as the part of it in a window: uint8 [H,W,C].
         size: number of elements.
     """
 
     records: tf.data.Dataset
-    open: Callable[[tf.Tensor], tf.Tensor]
+    open: Callable[[tf.Tensor, Window | None], tf.Tensor]
     size: int
 
     def images(self) -> tf.data.Dataset:
         """Unbatched elements (uint8 image [H,W,C], int64 label [])."""
         return self.records.map(
-            lambda record, label: (self.open(record), label), num_parallel_calls=tf.data.AUTOTUNE
+            lambda record, label: (self.open(record, None), label),
+            num_parallel_calls=tf.data.AUTOTUNE,
         )
 
 
@@ -157,9 +160,16 @@ def _tfds_split(builder, name: str) -> Split:
     import tensorflow_datasets as tfds
 
     encoded = {"image": tfds.decode.SkipDecoding()}
+    feature = builder.info.features["image"]
+
+    def open_record(record: tf.Tensor, window: Window | None) -> tf.Tensor:
+        if (feature.shape[-1], feature.np_dtype) == (3, np.uint8):
+            return preprocessing.decode(record, window)
+        return preprocessing.cut(feature.decode_example(record), window)
+
     return Split(
         builder.as_dataset(name, as_supervised=True, decoders=encoded),
-        builder.info.features["image"].decode_example,
+        open_record,
         builder.info.splits[name].num_examples,
     )
 
@@ -276,4 +286,8 @@ def _listed(files: list[tuple[str, int]]) -> Split:
     files = sorted(files, key=lambda file: hashlib.sha256(file[0].encode()).digest())
     paths, labels = zip(*files, strict=True)
     records = tf.data.Dataset.from_tensor_slices((list(paths), tf.constant(labels, tf.int64)))
-    return Split(records, lambda path: preprocessing.decode(tf.io.read_file(path)), len(files))
+
+    def open_file(path: tf.Tensor, window: Window | None) -> tf.Tensor:
+        return preprocessing.decode(tf.io.read_file(path), window)
+
+    return Split(records, open_file, len(files))

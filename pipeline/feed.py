@@ -8,6 +8,7 @@ Splits that fit in memory are decoded once and addressed by number; larger ones 
 stream through a shuffle buffer, and resuming skips records without decoding them.
 """
 
+import functools
 import sys
 from dataclasses import dataclass
 
@@ -18,6 +19,7 @@ from tqdm import tqdm
 from pipeline import augment, dataset, preprocessing
 from pipeline.config import Config
 from pipeline.dataset import Split
+from pipeline.preprocessing import Window
 
 MEMORY_BYTES = 2 << 30  # of decoded pictures
 SHUFFLED_RECORDS = 20_000  # about 2 GB of ImageNet's
@@ -89,10 +91,15 @@ class Feed:
 
         def picture(position: tf.Tensor, record: tuple[tf.Tensor, tf.Tensor]):
             encoded, label = record
-            image = augment.crop(self.split.open(encoded), position, self.recipe)
+            image = self.split.open(encoded, self._window(position))
             return preprocessing.to_pixels(image, self.recipe.image_size), label, position
 
         return numbered.map(picture, num_parallel_calls=tf.data.AUTOTUNE)
+
+    def _window(self, position: tf.Tensor) -> Window | None:
+        if self.recipe.crop == 1:
+            return None
+        return functools.partial(augment.crop, position=position, recipe=self.recipe)
 
     @property
     def _epoch_size(self) -> int:

