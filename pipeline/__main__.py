@@ -100,9 +100,9 @@ def benchmark(options: Namespace) -> int:
 
 def benchmark_training(options: Namespace) -> None:
     """Measure training throughput and start-up, beside PyTorch where it is installed"""
-    from pipeline import training_benchmark
+    from pipeline.training_benchmark import compare
 
-    training_benchmark.benchmark(
+    compare.benchmark(
         options.data_dir, options.mirror, options.rounds, options.seconds, options.output
     )
 

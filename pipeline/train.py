@@ -87,11 +87,7 @@ def train(
         SystemExit: a signal asked to stop; a checkpoint has been written.
     """
     recipe, chief = run.config, is_chief(strategy)
-    if recipe.batch_size % strategy.num_replicas_in_sync:
-        raise PipelineError(
-            f"batch_size is {recipe.batch_size}: choose a multiple of "
-            f"{strategy.num_replicas_in_sync}, the number of replicas that share it"
-        )
+    _check_batch_size(recipe.batch_size, strategy.num_replicas_in_sync)
     keras.utils.set_random_seed(recipe.seed)
     training, held_out = dataset.hold_out(data.train, recipe.holdout)
     source = feed.feed(training, recipe)
@@ -99,15 +95,8 @@ def train(
     learner = Learner(recipe, data.class_names, source.steps_per_epoch, strategy, init_from)
     done = checkpoint.restore(learner.state, run.checkpoints)
     progress = Progress(run, source.steps_per_epoch, done, shown=chief)
-    progress.say(
-        f"training GoogLeNet ({recipe.variant}, {recipe.image_size}×{recipe.image_size}) on "
-        f"{training.size:,} images of {len(data.class_names)} classes: {recipe.epochs} epochs of "
-        f"{source.steps_per_epoch} steps, {learner.dtype}, {type(strategy).__name__}"
-    )
-    if done:
-        progress.say(f"going on after step {done:,}")
-    elif learner.initialized:
-        progress.say(str(learner.initialized))
+    for line in _opening(source, learner, done, len(data.class_names), strategy):
+        progress.say(line)
     with _stop_signals() as stop, _named_errors(run):
         batches = _batches(strategy, source, done)
         waiting = WaitLimit(wait_seconds) if recipe.strategy == "multiworker" else nullcontext()
@@ -117,7 +106,7 @@ def train(
             with waiting:
                 loss, (stopping, saving) = learner.learn(batch, flags)
             rate = learner.learning_rate(step - 1)
-            _check(loss, step, rate)
+            _check_loss(loss, step, rate)
             progress.step(batch[0], loss, rate)
             if step % source.steps_per_epoch == 0:
                 measured = learner.measure(held_out) if held_out.size else None
@@ -136,12 +125,36 @@ def train(
     progress.finish()
 
 
-def _check(loss: float, step: int, rate: float) -> None:
+def _check_batch_size(batch_size: int, replicas: int) -> None:
+    if batch_size % replicas:
+        raise PipelineError(
+            f"batch_size is {batch_size}: choose a multiple of {replicas}, the number of replicas "
+            "that share it"
+        )
+
+
+def _check_loss(loss: float, step: int, rate: float) -> None:
     if not math.isfinite(loss):
         raise PipelineError(
             f"the loss is {loss} after step {step} at a learning rate of {rate:.3g}: train with a "
             "lower --learning-rate"
         )
+
+
+def _opening(
+    source: Feed, learner: Learner, done: int, classes: int, strategy: tf.distribute.Strategy
+) -> Iterator[str]:
+    """What is trained on what, and from where on."""
+    recipe = source.recipe
+    yield (
+        f"training GoogLeNet ({recipe.variant}, {recipe.image_size}×{recipe.image_size}) on "
+        f"{source.split.size:,} images of {classes} classes: {recipe.epochs} epochs of "
+        f"{source.steps_per_epoch} steps, {learner.dtype}, {type(strategy).__name__}"
+    )
+    if done:
+        yield f"going on after step {done:,}"
+    elif learner.initialized:
+        yield str(learner.initialized)
 
 
 def _batches(strategy: tf.distribute.Strategy, source: Feed, step: int) -> Iterator[Batch]:

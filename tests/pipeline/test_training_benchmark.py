@@ -7,11 +7,12 @@ from dataclasses import replace
 import psutil
 import pytest
 
-from pipeline import config, start_up, training_report
-from pipeline.benchmark_worker import Worker, WorkerError
+from pipeline import config
 from pipeline.errors import PipelineError
-from pipeline.training_benchmark import Shape, benchmark, configurations, measure
-from pipeline.training_report import OURS, PEER, REAL, SYNTHETIC, Result, Row
+from pipeline.training_benchmark import report, start_up
+from pipeline.training_benchmark.compare import Shape, benchmark, configurations, measure
+from pipeline.training_benchmark.report import OURS, PEER, REAL, SYNTHETIC, Result, Row
+from pipeline.training_benchmark.worker import Worker, WorkerError
 
 TINY = Shape(
     "tiny",
@@ -71,7 +72,7 @@ def test_a_worker_that_ends_names_its_reason():
 def test_a_worker_that_does_not_answer_is_ended(tmp_path, monkeypatch):
     (tmp_path / "deaf.py").write_text("import time\ntime.sleep(600)\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    monkeypatch.setattr("pipeline.benchmark_worker.WARM_UP_SECONDS", 0.1)
+    monkeypatch.setattr("pipeline.training_benchmark.worker.WARM_UP_SECONDS", 0.1)
     with (
         pytest.raises(WorkerError, match="no answer for 0 s"),
         Worker("deaf", {}) as worker,
@@ -93,11 +94,11 @@ def test_the_report_has_medians_and_ratios_within_rounds():
     peer = Row("PyTorch eager fp32", PEER, SYNTHETIC)
     rates = {fast: [100.0, 50.0, 200.0], real: [98.0, 49.0, 190.0], peer: [50.0, 50.0, 100.0]}
     result = Result("28×28", rates, {"PyTorch compiled fp32": "no compiler"}, {"torch": "2.13"})
-    text = training_report.write({"cores": "2"}, [result], [31.0, 12.0, 13.0], "", 3, 6.0, True)
+    text = report.write({"cores": "2"}, [result], [31.0, 12.0, 13.0], "", 3, 6.0, True)
     assert "## 28×28" in text
     assert "Failed" not in text
     assert "| TensorFlow bf16    | synthetic |    100.0 |   50.0 |   200.0 |" in text
-    assert "- TensorFlow bf16 ÷ PyTorch eager fp32: 2.000 (1.000 to 2.000)" in text
+    assert "- TensorFlow bf16 ÷ PyTorch eager fp32: 2.000 (1.000 to 2.000); goal 1.3: met" in text
     assert "real ÷ synthetic data: 0.980 (0.950 to 0.980); goal 0.97: met" in text
     assert "- PyTorch compiled fp32 failed and is left out: no compiler" in text
     assert "- torch: 2.13" in text
@@ -108,13 +109,13 @@ def test_the_report_has_medians_and_ratios_within_rounds():
 
 def test_without_the_peer_the_report_says_how_to_get_it():
     rates = {Row("TensorFlow fp32", OURS, SYNTHETIC): [10.0]}
-    text = training_report.write({}, [Result("tiny", rates)], [], "no data", 1, 1.0, False)
-    assert training_report.INSTALL_PEER in text
+    text = report.write({}, [Result("tiny", rates)], [], "no data", 1, 1.0, False)
+    assert report.INSTALL_PEER in text
     assert text.endswith("## Start-up\n\nFailed: no data\n")
 
 
 def test_the_machine_is_described_without_its_name():
-    described = training_report.machine()
+    described = report.machine()
     assert {"date", "commit", "processor", "cores", "memory"} <= set(described)
 
 

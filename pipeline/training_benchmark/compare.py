@@ -1,6 +1,6 @@
-"""How fast training is, beside PyTorch, beside data that costs nothing, and how soon it starts.
+"""Let all configurations of training take turns, and print what came of it.
 
-    make benchmark-training [FLAGS="--rounds 9 --output docs/benchmark-training.md"]
+    make benchmark-training [FLAGS="--rounds 9 --output docs/training-benchmark.md"]
 
 prints Markdown: images per second of the whole step (forward, backward, update) for the network at
 224×224 and at the shape of preset `best`, in float32 and bfloat16, on synthetic and on real data,
@@ -23,11 +23,12 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
-from pipeline import config, files, start_up, training_report
-from pipeline.benchmark_worker import Worker, WorkerError
+from pipeline import config, files
 from pipeline.config import Config
 from pipeline.errors import PipelineError
-from pipeline.training_report import OURS, PEER, REAL, SYNTHETIC, Result, Row
+from pipeline.training_benchmark import report, start_up
+from pipeline.training_benchmark.report import OURS, PEER, REAL, SYNTHETIC, Result, Row
+from pipeline.training_benchmark.worker import Worker, WorkerError
 
 T = TypeVar("T")
 
@@ -55,9 +56,9 @@ class Shape:
 
 SHAPES = (
     Shape(
-        "224×224, batches of 32, 1000 classes, with auxiliary heads",
+        "224×224, batches of 32, 1000 classes, with auxiliary heads, torchvision's layers",
         # Crops as for ImageNet: every picture is decoded, cut and resized each time.
-        config.from_preset("imagenet", variant="batch_norm", learning_rate=1e-3, averaging=0.0),
+        config.from_preset("imagenet", variant="torchvision", learning_rate=1e-3, averaging=0.0),
         classes=1000,
         photos=300,
     ),
@@ -120,7 +121,7 @@ def benchmark(
         )
     if output:
         output.parent.mkdir(parents=True, exist_ok=True)  # or it fails now, not in 20 minutes
-    machine = training_report.machine()
+    machine = report.machine()
     peer = all(importlib.util.find_spec(name) for name in ("torch", "torchvision"))
     results = []
     with tempfile.TemporaryDirectory() as photos:
@@ -135,7 +136,7 @@ def benchmark(
             starts.append(start_up.first_step_seconds(data_dir, mirror))
     except PipelineError as error:  # what was measured before is not thrown away
         failure = str(error)
-    text = training_report.write(machine, results, starts, failure, rounds, seconds, peer)
+    text = report.write(machine, results, starts, failure, rounds, seconds, peer)
     print(text, end="", flush=True)
     if output:
         files.write(output, lambda partial: partial.write_text(text))
@@ -152,7 +153,7 @@ def configurations(
         Configuration(
             f"{OURS} {precision}",
             OURS,
-            "pipeline.learner_worker",
+            "pipeline.training_benchmark.tensorflow_worker",
             {
                 "recipe": config.to_dict(dataclasses.replace(recipe, precision=precision)),
                 "classes": shape.classes,
@@ -168,11 +169,12 @@ def configurations(
         Configuration(
             f"{PEER} {mode} {precision}",
             PEER,
-            "pipeline.torch_peer",
+            "pipeline.training_benchmark.torch_worker",
             {
                 "image_size": recipe.image_size,
                 "batch_size": recipe.batch_size,
                 "classes": shape.classes,
+                "variant": recipe.variant,
                 "stem": recipe.stem,
                 "auxiliary_heads": recipe.auxiliary_heads,
                 "bf16": precision == "bf16",

@@ -1,6 +1,6 @@
-"""The project's own training, as a worker of `training_benchmark`.
+"""The project's own training, as a worker of `compare`.
 
-    python -m pipeline.learner_worker '{"recipe": {"preset": "best", …}, "classes": 10, …}'
+    python -m pipeline.training_benchmark.tensorflow_worker '{"recipe": {…}, "classes": 10, …}'
 
 trains through `learner.Learner` and strategy `one`, on batches that lie in memory (`synthetic`)
 and on the recipe's data set through `feed.Feed` (`real`).
@@ -19,10 +19,11 @@ import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
-from pipeline import benchmark_worker, dataset, feed, strategy
-from pipeline.benchmark_worker import Data, Step
+from pipeline import dataset, feed, strategy
 from pipeline.config import Config
 from pipeline.learner import Batch, Learner
+from pipeline.training_benchmark import worker
+from pipeline.training_benchmark.worker import Data, Step
 
 BATCHES = 4  # of synthetic data, in turn
 STEPS_PER_EPOCH = 1000  # for the learning rate, which nothing here depends on
@@ -106,4 +107,4 @@ def _batches(recipe: Config, classes: int) -> list[Batch]:
 
 if __name__ == "__main__":
     libraries = {"TensorFlow": tf.__version__, "tf-keras": keras.__version__}
-    sys.exit(benchmark_worker.serve(libraries, start))
+    sys.exit(worker.serve(libraries, start))

@@ -1,10 +1,10 @@
-"""torchvision's GoogLeNet in PyTorch, as a worker of `training_benchmark`.
+"""torchvision's GoogLeNet in PyTorch, as a worker of `compare`.
 
-    python -m pipeline.torch_peer '{"image_size": 224, "batch_size": 32, "classes": 1000, …}'
+    python -m pipeline.training_benchmark.torch_worker '{"image_size": 224, "classes": 1000, …}'
 
 trains on batches that lie in memory, float32 and channels last, with as many threads as PyTorch
-chooses. The network is torchvision's own: 3×3 in the "5×5" branches, where the paper and this
-project have 5×5.
+chooses. Variant `torchvision` is torchvision's network as it is; for `batch_norm` its layers are
+changed where that variant has others, so that both frameworks do the same work.
 """
 
 import itertools
@@ -14,10 +14,10 @@ from typing import Any
 import torch
 import torchvision
 from torch import nn
-from torchvision.models.googlenet import BasicConv2d
+from torchvision.models.googlenet import BasicConv2d, Inception
 
-from pipeline import benchmark_worker
-from pipeline.benchmark_worker import Data, Step
+from pipeline.training_benchmark import worker
+from pipeline.training_benchmark.worker import Data, Step
 
 BATCHES = 4  # in turn
 AUXILIARY_WEIGHT = 0.3
@@ -27,11 +27,14 @@ def start(settings: dict[str, Any]) -> Data:
     """Build the network and its step.
 
     Args:
-        settings: `image_size`, `batch_size`, `classes`; `stem`, `imagenet` or `tiny` as in
-            `googlenet.STEMS`; `auxiliary_heads`, `bf16` and `compile`, booleans.
+        settings: `image_size`, `batch_size`, `classes`; `variant`, `torchvision` or `batch_norm`,
+            and `stem`, `imagenet` or `tiny`, as in `googlenet`; `auxiliary_heads`, `bf16` and
+            `compile`, booleans.
     """
     torch.manual_seed(1)
-    network = build(settings["classes"], settings["stem"], settings["auxiliary_heads"])
+    network = build(
+        settings["classes"], settings["variant"], settings["stem"], settings["auxiliary_heads"]
+    )
     model = torch.compile(network) if settings["compile"] else network
     optimizer = torch.optim.SGD(
         network.parameters(), lr=1e-3, momentum=0.9, nesterov=True, weight_decay=5e-4
@@ -62,14 +65,22 @@ def start(settings: dict[str, Any]) -> Data:
     return {"synthetic": opened}
 
 
-def build(classes: int, stem: str, auxiliary_heads: bool) -> nn.Module:
-    """The network of torchvision in training, with one of two stems."""
+def build(classes: int, variant: str, stem: str, auxiliary_heads: bool) -> nn.Module:
+    """The network of torchvision in training, with the layers of a variant and a stem."""
     network = torchvision.models.googlenet(
         num_classes=classes, aux_logits=auxiliary_heads, init_weights=False
     )
     if stem == "tiny":
         network.conv1 = BasicConv2d(3, 64, kernel_size=3, stride=1, padding=1)
         network.maxpool1 = nn.Identity()
+    if variant == "batch_norm":
+        network.maxpool4 = nn.MaxPool2d(3, stride=2, ceil_mode=True)
+        for block in network.modules():
+            if isinstance(block, Inception):
+                convolution = block.branch3[1].conv
+                block.branch3[1] = BasicConv2d(
+                    convolution.in_channels, convolution.out_channels, kernel_size=5, padding=2
+                )
     return network.to(memory_format=torch.channels_last).train()
 
 
@@ -85,4 +96,4 @@ def loss(outputs: Any, labels: torch.Tensor) -> torch.Tensor:
 
 if __name__ == "__main__":
     libraries = {"PyTorch": torch.__version__, "torchvision": torchvision.__version__}
-    sys.exit(benchmark_worker.serve(libraries, start))
+    sys.exit(worker.serve(libraries, start))
