@@ -110,8 +110,8 @@ class Conv2D(layers.Conv2D):
 
     The gradient of a filter is itself a convolution: pictures [N,H,W,Cin] and the output's
     gradient [N,H,W,Cout], channels taken for the batch, the batch for channels. Computed forward,
-    that takes 0.4 to 0.9 of the time of oneDNN's own filter gradient at sides of up to 7 pixels,
-    and 1.0 to 1.6 of it at 14 (docs/training.md).
+    that takes 0.4 to 1.0 of the time of oneDNN's own filter gradient at sides of up to 7 pixels,
+    and 0.9 to 1.6 of it at 14 (docs/training.md).
     """
 
     LARGEST_SIDE = 7
