@@ -4,7 +4,7 @@
 
 prints Markdown: images per second of the whole step (forward, backward, update) for the network at
 224×224 and at the shape of preset `best`, in float32 and bfloat16, on synthetic and on real data,
-and of torchvision's GoogLeNet where PyTorch is installed. It takes about 20 minutes on two cores,
+and of torchvision's GoogLeNet where PyTorch is installed. It takes about 25 minutes on two cores,
 most of them PyTorch's compiler, and 10 GB of memory.
 
 Nothing else may run meanwhile: on busy cores PyTorch's threads wait for each other, and it can
