@@ -105,47 +105,6 @@ class LocalResponseNormalization(layers.Layer):
         return tf.cast(normalized, inputs.dtype)
 
 
-class Conv2D(layers.Conv2D):
-    """tf-keras's convolution, whose filter gradient is quicker on CPUs where pictures are small.
-
-    The gradient of a filter is itself a convolution: pictures [N,H,W,Cin] and the output's
-    gradient [N,H,W,Cout], channels taken for the batch, the batch for channels. Computed forward,
-    that takes 0.4 to 1.0 of the time of oneDNN's own filter gradient at sides of up to 7 pixels,
-    and 0.9 to 1.6 of it at 14 (docs/training.md).
-    """
-
-    LARGEST_SIDE = 7
-
-    def convolution_op(self, inputs: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
-        plain = super().convolution_op
-        side, size = inputs.shape[1], self.kernel_size[0]
-        if (
-            self.strides != (1, 1) or size == 1 or side is None or side > self.LARGEST_SIDE
-            or tf.config.list_logical_devices("GPU")
-        ):  # fmt: skip
-            return plain(inputs, kernel)
-
-        @tf.custom_gradient
-        def convolve(inputs: tf.Tensor, kernel: tf.Tensor):
-            def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-                to_inputs = tf.nn.conv2d_transpose(
-                    upstream, kernel, tf.shape(inputs), strides=1, padding="SAME"
-                )
-                margin = [size // 2, size // 2]
-                to_kernel = tf.nn.conv2d(
-                    tf.transpose(inputs, [3, 1, 2, 0]),
-                    tf.transpose(upstream, [1, 2, 0, 3]),
-                    strides=1,
-                    padding=[[0, 0], margin, margin, [0, 0]],
-                )
-                return to_inputs, tf.transpose(to_kernel, [1, 2, 0, 3])
-
-            return plain(inputs, kernel), gradient
-
-        # A tensor in the computing dtype: to a variable, custom_gradient has other rules.
-        return convolve(inputs, tf.convert_to_tensor(kernel))
-
-
 class AdaptiveAveragePooling(layers.Layer):
     """PyTorch's adaptive average pooling to 4×4, float [N,H,W,C] to [N,4,4,C], any H and W.
 
@@ -178,7 +137,7 @@ class _Builder:
         if self.variant.torch_windows and stride > 1:  # at stride 1 both pad alike
             x = layers.ZeroPadding2D(kernel // 2, name=f"{name}_pad", dtype=self.dtype)(x)
             padding = "valid"
-        x = Conv2D(
+        x = layers.Conv2D(
             filters, kernel, stride, padding, use_bias=not batch_norm, name=name, dtype=self.dtype
         )(x)
         if batch_norm:

@@ -2,7 +2,6 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras as keras
-from tf_keras import layers
 
 from pipeline import googlenet
 
@@ -124,28 +123,3 @@ def test_strided_convolution_of_torchvision_is_padded_alike_on_all_sides():
     network = googlenet.build(3, 224, "torchvision")
     assert network.get_layer("conv1_pad").padding == ((3, 3), (3, 3))
     assert network.get_layer("conv1").output.shape == (None, 112, 112, 64)
-
-
-@pytest.mark.parametrize("kernel", [3, 5])
-@pytest.mark.parametrize("side", [3, 7])
-def test_gradients_of_small_pictures_are_those_of_the_plain_convolution(side, kernel):
-    random = np.random.default_rng(1)
-    pixels = tf.constant(random.normal(size=(6, side, side, 4)), tf.float32)
-    weights = tf.constant(random.normal(size=(6, side, side, 5)), tf.float32)
-    small, plain = (
-        kind(5, kernel, padding="same", use_bias=False)
-        for kind in (googlenet.Conv2D, layers.Conv2D)
-    )
-    plain.build(pixels.shape)
-    small.build(pixels.shape)
-    small.set_weights(plain.get_weights())
-
-    gradients = []
-    for layer in (small, plain):
-        with tf.GradientTape() as tape:
-            tape.watch(pixels)
-            loss = tf.reduce_sum(layer(pixels) * weights)
-        gradients.append(tape.gradient(loss, [pixels, layer.kernel]))
-
-    for mine, plain_one in zip(*gradients, strict=True):
-        np.testing.assert_allclose(mine, plain_one, rtol=1e-4, atol=1e-4)
