@@ -10,6 +10,7 @@ evaluation.json   metrics on the test split       (evaluate)
 confusion.png     of the test split               (evaluate)
 predictions.npy   int64 [N], the predicted class of each test image, in order   (evaluate)
 export/           the SavedModel                  (export)
+validation.json   whether the export may be published, and why   (validate)
 """
 
 import json
@@ -66,6 +67,10 @@ class Run:
     @property
     def export(self) -> Path:
         return self.path / "export"
+
+    @property
+    def validation(self) -> Path:
+        return self.path / "validation.json"
 
 
 def create(
