@@ -59,12 +59,13 @@ def wait_for(path: Path, seconds: float = 120) -> None:
         time.sleep(0.1)
 
 
-# The losses agree to these relative differences. With batch normalisation a difference in the
-# last bit moves some value across a ReLU's corner, which grows within a few steps.
+# The losses agree to these relative differences. A difference in the last bit moves some value
+# across a ReLU's corner, which grows with the steps: 2e-7 after four and 1e-5 after six were seen,
+# where the loss itself had moved by 2e-2; with batch normalisation it grows faster.
 @pytest.mark.parametrize(
     ("fields", "tolerances"),
     [
-        ({"variant": "paper", "learning_rate": 0.1}, [1e-5] * 6),
+        ({"variant": "paper", "learning_rate": 0.1}, [1e-5] * 4 + [1e-4] * 2),
         pytest.param(
             {"sync_batch_norm": True, "learning_rate": 0.001},
             [1e-5, 1e-5, 1e-2, 5e-2],
