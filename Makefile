@@ -14,14 +14,14 @@ TRAIN_FLAGS := $(if $(PRESET),--preset $(PRESET)) $(if $(INIT_FROM),--init-from 
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL: # stages follow each other
-.PHONY: help setup demo data train import-weights evaluate export publish serve classify benchmark benchmark-training test test-slow lint format proto clean
+.PHONY: help setup demo data train import-weights evaluate export publish serve classify benchmark benchmark-training benchmark-graph test test-slow lint format proto clean
 
 help: ## print this list
 	@echo 'GoogLeNet Serving: labelled images in, a served classifier out'; echo
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 	@echo; echo 'Variables: DATASET=tfds_name|folder  PRESET=demo|best|finetune|imagenet|paper'
 	@echo '           MIRROR=file:///…  RUN=runs/…  INIT_FROM=runs/…|file.pth  FLAGS="--seed 2 …"'
-	@echo '           WEIGHTS=file.pth  IMAGE=file  ADDRESS=host:port  PORT=8500'
+	@echo '           WEIGHTS=file.pth  PRECISION=fp32|bf16|int8  IMAGE=file  ADDRESS=host:port  PORT=8500'
 
 setup: $(READY) ## make the virtual environment .venv (other targets do it by themselves)
 
@@ -53,7 +53,7 @@ evaluate: $(READY) ## measure the newest run (or RUN) on its test split
 export: evaluate publish ## evaluate, export and publish the newest run (or RUN)
 
 publish: $(READY) ## export and publish the newest run (or RUN) as it is
-	@$(PIPELINE) export $(RUN_FLAG)
+	@$(PIPELINE) export $(RUN_FLAG) $(DATA_FLAGS) $(if $(PRECISION),--precision $(PRECISION))
 	@$(PIPELINE) publish $(RUN_FLAG)
 
 serve: $(READY) ## serve the published model on PORT until Ctrl-C
@@ -70,6 +70,9 @@ benchmark: $(READY) ## measure the published model on a server of its own, or wh
 
 benchmark-training: $(READY) ## measure training, beside PyTorch where it is installed
 	@$(PIPELINE) benchmark-training $(MIRROR_FLAG) $(FLAGS)
+
+benchmark-graph: $(READY) ## measure inference in each precision, beside ONNX Runtime and OpenVINO
+	@$(PIPELINE) benchmark-graph $(FLAGS)
 
 test: lint ## linters, type checks and all tests but the slow ones
 	@$(BIN)/python -m pytest

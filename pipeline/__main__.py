@@ -10,6 +10,8 @@ from typing import Any, NoReturn
 
 # TensorFlow reads it when it is imported; it would greet every stage with a page of device notes.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# int8 has no other kernels than oneDNN's; TensorFlow turns them on by itself on newer x86 alone.
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
 from pipeline import config
 from pipeline import run as runs
@@ -74,9 +76,12 @@ def evaluate(options: Namespace) -> None:
 def export(options: Namespace) -> None:
     """Write a run's SavedModel"""
     chosen = _run(options)
-    from pipeline import export
+    from pipeline import dataset, export
 
-    export.export(chosen)
+    precision, name = options.precision or "fp32", options.dataset or chosen.config.dataset
+    measured = precision in export.ALLOWED_DROP
+    loaded = dataset.load(name, options.data_dir, options.mirror) if measured else None
+    export.export(chosen, precision, loaded)
 
 
 def publish(options: Namespace) -> None:
@@ -107,6 +112,13 @@ def benchmark_training(options: Namespace) -> None:
     )
 
 
+def benchmark_graph(options: Namespace) -> None:
+    """Measure inference in each precision, beside ONNX Runtime and OpenVINO where installed"""
+    from pipeline.graph_benchmark import compare
+
+    compare.benchmark(options.rounds, options.seconds, options.output)
+
+
 def demo(options: Namespace) -> None:
     """All of it once, with a comparison of served and offline answers"""
     from pipeline import demo
@@ -126,7 +138,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "--variant": {"help": f"form of the network: {', '.join(config.VARIANTS)}"},
     "--init-from": {"help": "run folder or weights file whose weights to start from"},
     "--freeze": {"help": f"last stage that keeps its weights: {', '.join(config.STAGES)}"},
-    "--precision": {"help": f"one of {', '.join(config.PRECISIONS)}"},
+    "--precision": {
+        "help": f"of training: {', '.join(config.PRECISIONS)}; of an export: fp32, bf16, int8"
+    },
     "--strategy": {"help": f"tf.distribute strategy: {', '.join(config.STRATEGIES)}"},
     "--seed": {"type": int, "help": "of weights, order and augmentation"},
     "--weights": {"type": Path, "help": "a checkpoint of torchvision's googlenet, .pth"},
@@ -159,10 +173,11 @@ STAGES = {
     ),
     import_weights: ("--weights", "--classes", "--runs"),
     evaluate: ("--run", "--runs", "--data-dir", "--mirror"),
-    export: ("--run", "--runs"),
+    export: ("--run", "--runs", "--precision", *_DATA),
     publish: ("--run", "--runs", "--repository"),
     benchmark: ("--dataset", "--data-dir", "--repository", "--address"),
     benchmark_training: ("--data-dir", "--mirror", "--rounds", "--seconds", "--output"),
+    benchmark_graph: ("--rounds", "--seconds", "--output"),
     demo: ("--data-dir", "--mirror", "--runs", "--repository"),
 }
 

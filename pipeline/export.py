@@ -1,9 +1,10 @@
 """A trained network -> a SavedModel that TensorFlow Serving runs as it is.
 
-    python -m pipeline export [--run runs/…]
+    python -m pipeline export [--run runs/…] [--precision bf16|int8]
 
-writes `export/` in the run folder: frozen graph, signatures, warm-up requests and manifest. Ten
-seconds.
+writes `export/` in the run folder: graph of constants, signatures, warm-up requests and manifest.
+Ten seconds; a precision other than fp32 is measured on the test split before it is let through,
+which takes as long as `evaluate`, or less.
 
     signature        inputs                      outputs
     serving_default  image_bytes string [N]      classes string [N,k], scores float32 [N,k],
@@ -17,45 +18,131 @@ k = min(5, C), best first. A row whose image cannot be decoded has `valid` false
 and zeros elsewhere.
 """
 
-import contextlib
+import dataclasses
 import hashlib
 import json
-import os
-import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
 import tensorflow as tf
-from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
-from tensorflow_serving.apis import model_pb2, predict_pb2, prediction_log_pb2
+from tensorflow_serving.apis import (
+    classification_pb2,
+    model_pb2,
+    predict_pb2,
+    prediction_log_pb2,
+)
 
-from pipeline import evaluate, files, preprocessing
+from pipeline import dataset, evaluate, files, inference_graph, metrics, preprocessing
 from pipeline.config import MODEL_NAME
+from pipeline.dataset import Dataset
+from pipeline.errors import PipelineError, choice
+from pipeline.inference_graph import Graph
 from pipeline.run import Run
 
 TOP = 5
 CLASSIFY_METHOD = "tensorflow/serving/classify"
 EXTRA = "assets.extra"
+ALLOWED_DROP = {"bf16": 0.002, "int8": 0.005}  # of the accuracy in fp32
+CALIBRATION_IMAGES = 512
+WARM_UP_BATCHES = (1, 2, 4, 8, 16, 32)  # allowed_batch_sizes of serving/config/batching.config
+WARM_UP_SIDE = 16  # of the pictures in it, which the graph brings to the network's size
 
 
-def export(run: Run) -> Path:
-    """Write a run's SavedModel into its folder, in place of an earlier one; returns the folder."""
-    network = evaluate.load_network(run)
-    servable = _Servable(_frozen(network), run.class_names, run.config.image_size)
-    files.replace_folder(run.export, lambda folder: _write(servable, run, folder))
-    print(f"exported {run.export}")
+def export(run: Run, precision: str = "fp32", data: Dataset | None = None) -> Path:
+    """Write a run's SavedModel into its folder, in place of an earlier one; returns the folder.
+
+    Args:
+        run: a finished run.
+        precision: one of `inference_graph.PRECISIONS`.
+        data: where the precision is not fp32: what int8 is calibrated on (its training split) and
+            what the accuracy is measured on (its test split).
+
+    Raises:
+        PipelineError: unknown precision, no data for it, or it costs more than `ALLOWED_DROP`; an
+            earlier export then stays.
+    """
+    if precision not in inference_graph.PRECISIONS:
+        raise choice("precision", precision, inference_graph.PRECISIONS)
+    graph = _graph(run, precision, data)
+    servable = _Servable(graph, run.class_names, run.config.image_size)
+
+    def write(folder: Path) -> None:
+        _save(servable, folder)
+        check = _check_precision(run, folder, precision, data) if data else None
+        extra = folder / EXTRA
+        extra.mkdir()
+        _write_warm_up(extra / "tf_serving_warmup_requests")
+        manifest = _manifest(run, folder, precision, check)
+        (extra / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
+
+    files.replace_folder(run.export, write)
+    print(f"exported {run.export} in {precision}")
     return run.export
 
 
+def _graph(run: Run, precision: str, data: Dataset | None) -> Graph:
+    network, form = evaluate.load_network(run), (run.config.variant, run.config.stem)
+    if precision == "fp32":
+        return inference_graph.build(network, *form, precision)
+    if data is None:
+        raise PipelineError(
+            f"precision {precision} must be measured and there are no images: name some with "
+            "--dataset, or export in fp32"
+        )
+    limits = None
+    if precision == "int8":
+        limits = inference_graph.calibrate(network, *form, _calibration(run, data))
+    return inference_graph.build(network, *form, precision, limits)
+
+
+def _calibration(run: Run, data: Dataset) -> list[tf.Tensor]:
+    """Batches of training images, taken evenly: a folder's are in the order of their classes."""
+    every = max(1, data.train.size // CALIBRATION_IMAGES)
+    some = dataclasses.replace(data.train, records=data.train.records.shard(every, 0))
+    return [pixels for pixels, _ in dataset.batches(some, run.config.image_size, batch_size=32)]
+
+
+def _check_precision(run: Run, folder: Path, precision: str, data: Dataset) -> dict[str, object]:
+    """Measure the export itself on the test split; returns what the manifest says of it."""
+    expected = _accuracy(run, data)
+    signature = tf.saved_model.load(str(folder)).signatures["predict_images"]
+    measured, _ = metrics.measure(
+        lambda pixels: tf.math.log(signature(images=pixels)["probabilities"] + 1e-30),
+        dataset.batches(data.test, run.config.image_size),
+        data.test.size,
+        data.class_names,
+    )
+    print(f"accuracy {measured.accuracy:.4f} in {precision}, {expected:.4f} in fp32")
+    allowed = ALLOWED_DROP[precision]
+    if expected - measured.accuracy > allowed:
+        raise PipelineError(
+            f"{precision} loses {(expected - measured.accuracy) * 100:.2f} points of accuracy on "
+            f"{measured.images:,} images and {allowed * 100:.1f} are allowed: export in another "
+            "precision"
+        )
+    return {
+        "accuracy": measured.accuracy,
+        "fp32_accuracy": expected,
+        "allowed_drop": allowed,
+        "images": measured.images,
+    }
+
+
+def _accuracy(run: Run, data: Dataset) -> float:
+    """In fp32: what `evaluate` found on these data, or finds now."""
+    if data.name == run.config.dataset and run.evaluation.exists():
+        return float(json.loads(run.evaluation.read_text())["accuracy"])
+    return evaluate.evaluate(run, data).accuracy
+
+
 class _Servable(tf.Module):
-    """The four signatures over one frozen network."""
+    """The four signatures over one network."""
 
     def __init__(
         self,
-        network: Callable[[tf.Tensor], dict[str, tf.Tensor]],
+        network: Graph,
         class_names: tuple[str, ...],
         size: int,
     ) -> None:
@@ -113,35 +200,7 @@ def _zero_unless(valid: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
     return tf.where(valid[:, tf.newaxis], values, tf.zeros_like(values))
 
 
-def _frozen(network) -> Callable[[tf.Tensor], dict[str, tf.Tensor]]:
-    """The network as a function of constants: nothing to restore at load, no Keras to rebuild."""
-    pixels = tf.TensorSpec(network.input.shape, tf.uint8, "pixels")
-    concrete = tf.function(lambda x: network(x, training=False)).get_concrete_function(pixels)
-    with _without_native_notes():
-        constant = convert_variables_to_constants_v2(concrete)
-    names = sorted(concrete.structured_outputs)  # the order in which tf.nest flattens a dict
-    return lambda x: dict(zip(names, constant(x), strict=True))
-
-
-@contextlib.contextmanager
-def _without_native_notes() -> Iterator[None]:
-    """Keep back what C++ writes to stderr and no log level silences, unless something fails."""
-    sys.stderr.flush()
-    stderr = os.dup(2)
-    with tempfile.TemporaryFile() as notes:
-        os.dup2(notes.fileno(), 2)
-        try:
-            yield
-        except BaseException:
-            notes.seek(0)
-            os.write(stderr, notes.read())
-            raise
-        finally:
-            os.dup2(stderr, 2)
-            os.close(stderr)
-
-
-def _write(servable: _Servable, run: Run, folder: Path) -> None:
+def _save(servable: _Servable, folder: Path) -> None:
     signatures = {
         "serving_default": servable.serving_default,
         "predict_images": servable.predict_images,
@@ -150,11 +209,6 @@ def _write(servable: _Servable, run: Run, folder: Path) -> None:
     }
     tf.saved_model.save(servable, str(folder), signatures=signatures)
     _name_classify_method(folder)
-    extra = folder / EXTRA
-    extra.mkdir()
-    _write_warm_up(extra / "tf_serving_warmup_requests", run.config.image_size)
-    manifest = _manifest(run, folder)
-    (extra / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
 
 
 def _name_classify_method(folder: Path) -> None:
@@ -164,28 +218,43 @@ def _name_classify_method(folder: Path) -> None:
     updater.save()
 
 
-def _write_warm_up(path: Path, size: int) -> None:
-    """One request per predict signature, which a server replays before it is available."""
-    blank = tf.zeros((size, size, 3), tf.uint8)
-    encoded = tf.constant([tf.io.encode_jpeg(blank).numpy()])
-    requests = {
-        ("serving_default", "image_bytes"): encoded,
-        ("predict_images", "images"): blank[tf.newaxis],
-        ("embed", "image_bytes"): encoded,
-    }
+def _write_warm_up(path: Path) -> None:
+    """A request per signature and batch size, which a server replays before it is available."""
     with tf.io.TFRecordWriter(str(path)) as writer:
-        for (signature, name), value in requests.items():
-            request = predict_pb2.PredictRequest(
-                model_spec=model_pb2.ModelSpec(name=MODEL_NAME, signature_name=signature),
-                inputs={name: tf.make_tensor_proto(value)},
-            )
-            log = prediction_log_pb2.PredictionLog(
-                predict_log=prediction_log_pb2.PredictLog(request=request)
-            )
-            writer.write(log.SerializeToString())
+        for rows in WARM_UP_BATCHES:
+            for log in _warm_up_logs(rows):
+                writer.write(log.SerializeToString())
 
 
-def _manifest(run: Run, folder: Path) -> dict[str, object]:
+def _warm_up_logs(rows: int) -> Iterator[prediction_log_pb2.PredictionLog]:
+    picture = tf.zeros((WARM_UP_SIDE, WARM_UP_SIDE, 3), tf.uint8)
+    encoded = tf.io.encode_jpeg(picture).numpy()
+    for signature, name, value in (
+        ("serving_default", "image_bytes", tf.constant([encoded] * rows)),
+        ("predict_images", "images", tf.stack([picture] * rows)),
+        ("embed", "image_bytes", tf.constant([encoded] * rows)),
+    ):
+        request = predict_pb2.PredictRequest(
+            model_spec=model_pb2.ModelSpec(name=MODEL_NAME, signature_name=signature),
+            inputs={name: tf.make_tensor_proto(value)},
+        )
+        yield prediction_log_pb2.PredictionLog(
+            predict_log=prediction_log_pb2.PredictLog(request=request)
+        )
+    question = classification_pb2.ClassificationRequest(
+        model_spec=model_pb2.ModelSpec(name=MODEL_NAME, signature_name="classify")
+    )
+    for _ in range(rows):
+        features = question.input.example_list.examples.add().features
+        features.feature["image/encoded"].bytes_list.value.append(encoded)
+    yield prediction_log_pb2.PredictionLog(
+        classify_log=prediction_log_pb2.ClassifyLog(request=question)
+    )
+
+
+def _manifest(
+    run: Run, folder: Path, precision: str, check: dict[str, object] | None
+) -> dict[str, object]:
     """What is in the folder, and where it comes from."""
     metrics = json.loads(run.evaluation.read_text()) if run.evaluation.exists() else None
     return {
@@ -195,6 +264,8 @@ def _manifest(run: Run, folder: Path) -> dict[str, object]:
         "class_names": run.class_names,
         "preset": run.config.preset,
         "image_size": run.config.image_size,
+        "precision": precision,
+        "precision_check": check,
         "git_commit": run.git_commit,
         "tensorflow": version("tensorflow"),
         "exported": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

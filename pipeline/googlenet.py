@@ -5,8 +5,9 @@ Source: Szegedy et al., *Going deeper with convolutions* (2014), table 1 for the
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import tensorflow as tf
 import tf_keras as keras
@@ -121,6 +122,78 @@ class AdaptiveAveragePooling(layers.Layer):
         return [slice(i * side // 4, math.ceil((i + 1) * side / 4)) for i in range(4)]
 
 
+class Layers(Protocol):
+    """What the network is made of: Keras layers for training, constants for inference.
+
+    `x` is whatever the layers hand to each other; weights are found by the names.
+    """
+
+    variant: Variant
+
+    def conv(self, x: Any, filters: int, kernel: int, name: str, stride: int = 1) -> Any:
+        """Convolution, batch normalisation where the variant has it, ReLU."""
+
+    def max_pool(self, x: Any, size: int, stride: int, name: str) -> Any:
+        """Maxima of windows, padded as `pool_padding` says."""
+
+    def lrn(self, x: Any, name: str) -> Any:
+        """Local response normalisation, see `LRN`."""
+
+    def concat(self, branches: list[Any], name: str) -> Any:
+        """The branches' channels one after the other."""
+
+
+def blocks(net: Layers, x: Any, stem: str) -> Iterator[tuple[str, Any]]:
+    """The network from the scaled picture on: (name, output) of the stem and of each block.
+
+    Comments give the shape at a 224×224 input.
+    """
+    form = STEMS[stem]
+    x = net.conv(x, 64, form.kernel, "conv1", form.stride)  # 112×112×64
+    if form.pool:
+        x = net.max_pool(x, 3, 2, "pool1")  # 56×56×64
+    x = _lrn(net, x, "lrn1")
+    x = net.conv(x, 64, 1, "conv2_reduce")
+    x = net.conv(x, 192, 3, "conv2")
+    x = _lrn(net, x, "lrn2")
+    x = net.max_pool(x, 3, 2, "pool2")  # 28×28×192
+    yield "stem", x
+    pools = iter((("pool3", 3), ("pool4", net.variant.last_pool)))
+    for block in BLOCKS:
+        if block is None:
+            name, size = next(pools)
+            x = net.max_pool(x, size, 2, name)
+        else:
+            x = _inception(net, x, block)
+            yield block.name, x
+
+
+def _lrn(net: Layers, x, name: str):
+    return x if net.variant.batch_norm else net.lrn(x, name)
+
+
+def _inception(net: Layers, x, block: Inception):
+    name = f"inception_{block.name}"
+    reduce3 = net.conv(x, block.reduce3, 1, f"{name}_reduce3")
+    reduce5 = net.conv(x, block.reduce5, 1, f"{name}_reduce5")
+    pooled = net.max_pool(x, 3, 1, f"{name}_pool")
+    branches = [
+        net.conv(x, block.conv1, 1, f"{name}_conv1"),
+        net.conv(reduce3, block.conv3, 3, f"{name}_conv3"),
+        net.conv(reduce5, block.conv5, net.variant.conv5_kernel, f"{name}_conv5"),
+        net.conv(pooled, block.pool_proj, 1, f"{name}_pool_proj"),
+    ]
+    return net.concat(branches, name)
+
+
+def pool_padding(variant: Variant, side: int, size: int, stride: int) -> str:
+    """`same`, or `valid` where the variant's windows are those of PyTorch and need no padding."""
+    # Where whole windows fill the side, SAME still adds one that begins before it.
+    spare = side - size
+    fits = variant.torch_windows and stride > 1 and spare >= 0 and spare % stride == 0
+    return "valid" if fits else "same"
+
+
 class _Builder:
     """Layers of one variant under one dtype policy, named so that weights can be found by name."""
 
@@ -144,46 +217,14 @@ class _Builder:
             x = layers.BatchNormalization(**self.batch_norm, name=f"{name}_bn", dtype=self.dtype)(x)
         return layers.ReLU(name=f"{name}_relu", dtype=self.dtype)(x)
 
-    def max_pool(self, x, size: int = 3, stride: int = 2, name: str | None = None):
-        padding = "same"
-        if self.variant.torch_windows and stride > 1:
-            # Where whole windows fill the side, SAME still adds one that begins before it.
-            spare = x.shape[1] - size
-            if spare >= 0 and spare % stride == 0:
-                padding = "valid"
+    def max_pool(self, x, size: int, stride: int, name: str):
+        padding = pool_padding(self.variant, x.shape[1], size, stride)
         return layers.MaxPooling2D(size, stride, padding, name=name, dtype=self.dtype)(x)
 
     def lrn(self, x, name: str):
-        if self.variant.batch_norm:
-            return x
         return LocalResponseNormalization(name=name, dtype=self.dtype)(x)
 
-    def stem(self, x, stem: Stem):
-        x = self.conv(x, 64, stem.kernel, "conv1", stem.stride)  # 112×112×64
-        if stem.pool:
-            x = self.max_pool(x, name="pool1")  # 56×56×64
-        x = self.lrn(x, "lrn1")
-        x = self.conv(x, 64, 1, "conv2_reduce")
-        x = self.conv(x, 192, 3, "conv2")
-        x = self.lrn(x, "lrn2")
-        return self.max_pool(x, name="pool2")  # 28×28×192
-
-    def inception(self, x, block: Inception):
-        name = f"inception_{block.name}"
-        branches = [
-            self.conv(x, block.conv1, 1, f"{name}_conv1"),
-            self.conv(
-                self.conv(x, block.reduce3, 1, f"{name}_reduce3"),
-                block.conv3, 3, f"{name}_conv3",
-            ),
-            self.conv(
-                self.conv(x, block.reduce5, 1, f"{name}_reduce5"),
-                block.conv5, self.variant.conv5_kernel, f"{name}_conv5",
-            ),
-            self.conv(
-                self.max_pool(x, 3, 1, f"{name}_pool"), block.pool_proj, 1, f"{name}_pool_proj"
-            ),
-        ]  # fmt: skip
+    def concat(self, branches, name: str):
         return layers.Concatenate(name=name, dtype=self.dtype)(branches)
 
     def auxiliary_head(self, x, classes: int, name: str):
@@ -241,18 +282,12 @@ def build(
     pixels = keras.Input((image_size, image_size, 3), dtype=tf.uint8, name="pixels")
     # [-1, 1], in float32: bfloat16 has too few bits for 256 levels.
     x = layers.Rescaling(1 / 127.5, offset=-1, name="rescale", dtype="float32")(pixels)
-    x = net.stem(x, STEMS[stem])
-    pools = iter((("pool3", 3), ("pool4", form.last_pool)))
     heads = {block: name for name, block in AUXILIARY_HEADS.items()}
     outputs = {}
-    for block in BLOCKS:
-        if block is None:
-            name, size = next(pools)
-            x = net.max_pool(x, size, name=name)
-            continue
-        x = net.inception(x, block)
-        if auxiliary_heads and block.name in heads:
-            head = heads[block.name]
+    for name, output in blocks(net, x, stem):
+        x = output
+        if auxiliary_heads and name in heads:
+            head = heads[name]
             outputs[head] = net.auxiliary_head(x, classes, head)
     x = layers.GlobalAveragePooling2D(name="average", dtype="float32")(x)
     outputs["embedding"] = x

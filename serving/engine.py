@@ -157,7 +157,7 @@ class Servable:
         return [_labels(classes, scores, row) for row in range(len(examples))]
 
     def warm_up(self, path: Path) -> None:
-        """Replay the Predict requests recorded with the version, so that no user has to wait.
+        """Replay the requests recorded with the version, so that no user has to wait.
 
         Raises:
             ServingError, tf.errors.OpError: a recorded request failed.
@@ -167,13 +167,14 @@ class Servable:
             return
         for record in tf.data.TFRecordDataset(str(file)).take(MAX_WARM_UP_RECORDS):
             log = prediction_log_pb2.PredictionLog.FromString(record.numpy())
-            if not log.HasField("predict_log"):
-                continue
-            request = log.predict_log.request
-            self.predict(
-                {name: tensors.from_proto(name, proto) for name, proto in request.inputs.items()},
-                request.model_spec.signature_name,
-            )
+            if log.HasField("predict_log"):
+                request = log.predict_log.request
+                inputs = {name: tensors.from_proto(name, x) for name, x in request.inputs.items()}
+                self.predict(inputs, request.model_spec.signature_name)
+            elif log.HasField("classify_log"):
+                asked = log.classify_log.request
+                examples = [x.SerializeToString() for x in asked.input.example_list.examples]
+                self.classify(examples, asked.model_spec.signature_name)
 
 
 def _check_filter(wanted: Sequence[str], known: list[str]) -> None:

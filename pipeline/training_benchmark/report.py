@@ -134,7 +134,7 @@ def _section(result: Result) -> Iterator[str]:
         numbers = (statistics.median(rates), min(rates), max(rates))
         beside = f"{result.ratio(row, peer).median:.3f}" if peer else "–"
         table.append([row.configuration, row.data, *(f"{n:,.1f}" for n in numbers), beside])
-    yield from _aligned(table)
+    yield from aligned(table)
     yield ""
     if ours and peer:
         ratio = result.ratio(ours, peer)
@@ -165,7 +165,7 @@ def _met(goal: bool) -> str:
     return "met" if goal else "missed"
 
 
-def _aligned(table: Sequence[Sequence[str]]) -> Iterator[str]:
+def aligned(table: Sequence[Sequence[str]]) -> Iterator[str]:
     """A Markdown table; columns from the third on are numbers, and to the right."""
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     rule = ["-" * w if i < 2 else "-" * (w - 1) + ":" for i, w in enumerate(widths)]

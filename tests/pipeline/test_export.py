@@ -1,11 +1,16 @@
+import dataclasses
 import json
+import re
+import shutil
 
 import numpy as np
 import pytest
 import tensorflow as tf
 from tensorflow_serving.apis import prediction_log_pb2
 
-from pipeline import dataset, evaluate, export
+from pipeline import dataset, evaluate, export, inference_graph
+from pipeline.errors import PipelineError
+from pipeline.local_server import BATCHING_CONFIG
 from tests.conftest import COLOURS, colour_image
 
 
@@ -121,15 +126,64 @@ def test_classify_reads_examples_and_says_so(loaded, exported):
     assert definition.method_name == export.CLASSIFY_METHOD
 
 
-def test_warm_up_has_a_request_for_each_predict_signature(exported):
+def test_warm_up_covers_every_signature_and_allowed_batch_size(exported, loaded):
     file = exported / "assets.extra" / "tf_serving_warmup_requests"
-    signatures = [
-        prediction_log_pb2.PredictionLog.FromString(
-            record.numpy()
-        ).predict_log.request.model_spec.signature_name
-        for record in tf.data.TFRecordDataset(str(file))
-    ]
-    assert signatures == ["serving_default", "predict_images", "embed"]
+    allowed = re.findall(r"allowed_batch_sizes: (\d+)", BATCHING_CONFIG.read_text())
+    found = set()
+    for record in tf.data.TFRecordDataset(str(file)):
+        log = prediction_log_pb2.PredictionLog.FromString(record.numpy())
+        if log.HasField("classify_log"):
+            request = log.classify_log.request
+            rows = len(request.input.example_list.examples)
+        else:
+            request = log.predict_log.request
+            (tensor,) = request.inputs.values()
+            rows = tensor.tensor_shape.dim[0].size
+        found.add((request.model_spec.signature_name, rows))
+    assert found == {(name, int(rows)) for name in loaded.signatures for rows in allowed}
+
+
+@pytest.fixture
+def copied(run, tmp_path):
+    """The run in a folder of its own, to export in other ways."""
+    path = tmp_path / run.path.name
+    shutil.copytree(run.path, path)
+    return dataclasses.replace(run, path=path)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+def test_fewer_bits_give_the_same_answers_and_the_manifest_says_so(copied, data, loaded, precision):
+    manifest = export.export(copied, precision, data) / "assets.extra" / "manifest.json"
+    images = tf.constant([encoded(name, seed) for name in COLOURS for seed in range(200, 210)])
+    signatures = tf.saved_model.load(str(copied.export)).signatures
+    expected = loaded.signatures["serving_default"](images)
+    answer = signatures["serving_default"](images)
+    np.testing.assert_array_equal(answer["classes"][:, 0], expected["classes"][:, 0])
+    np.testing.assert_allclose(answer["probabilities"], expected["probabilities"], atol=0.05)
+    embedded, exact = (x["embed"](images)["embedding"] for x in (signatures, loaded.signatures))
+    error = tf.sqrt(tf.reduce_mean((embedded - exact) ** 2) / tf.reduce_mean(exact**2))
+    assert error < 0.1
+    said = json.loads(manifest.read_text())
+    assert said["precision"] == precision
+    assert said["precision_check"]["images"] == data.test.size
+    assert said["precision_check"]["accuracy"] >= said["precision_check"]["fp32_accuracy"] - 0.005
+
+
+def test_a_precision_that_costs_accuracy_is_refused_and_the_earlier_export_stays(
+    copied, data, monkeypatch
+):
+    before = dict(export.checksums(copied.export))
+    monkeypatch.setattr(inference_graph, "_limit", lambda counts, top: top / 1000)
+    with pytest.raises(PipelineError, match=r"int8 loses [\d.]+ points .* 0\.5 are allowed"):
+        export.export(copied, "int8", data)
+    assert dict(export.checksums(copied.export)) == before
+
+
+def test_fewer_bits_need_images_to_be_measured_on(copied):
+    with pytest.raises(PipelineError, match="precision int8 must be measured"):
+        export.export(copied, "int8")
+    with pytest.raises(PipelineError, match="fp16"):
+        export.export(copied, "fp16")
 
 
 def test_the_manifest_says_what_is_there(exported, run):

@@ -114,7 +114,7 @@ def test_ceil_mode_pooling_begins_at_the_first_pixel(side, of_three, of_two):
     x = np.broadcast_to(falling[:, np.newaxis, np.newaxis], (1, side, side, 1))
     builder = googlenet._Builder(googlenet.VARIANTS["torchvision"], "float32")
     for size, count in ((3, of_three), (2, of_two)):
-        pooled = keras.Model(pixels, builder.max_pool(pixels, size))(x)
+        pooled = keras.Model(pixels, builder.max_pool(pixels, size, 2, "pool"))(x)
         assert pooled.shape == (1, count, count, 1)
         np.testing.assert_array_equal(pooled[0, :, 0, 0], falling[::2][:count])
 
