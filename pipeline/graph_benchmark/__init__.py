@@ -1,0 +1,1 @@
+"""How fast the exported graph is, beside other runtimes; `compare` runs it."""
