@@ -134,9 +134,8 @@ def _write_onnx(path: Path) -> None:
 def _section(result: Result, batch_size: int) -> Iterator[str]:
     rows = [row for row in result.rates if row.data == inputs.rows(batch_size)]
     plain = next((row for row in rows if row.configuration == PLAIN), None)
-    table = [
-        ["configuration", "precision", "images/s", "lowest", "highest", "÷ plain", "÷ best peer"]
-    ]
+    numbers = ["images/s", "lowest", "highest", "÷ plain", "÷ best peer"]
+    table = [["runtime", "precision", *numbers]]
     for row in rows:
         rates, peer = result.rates[row], _best_peer(result, rows, _precision(row))
         table.append(

@@ -45,8 +45,12 @@ class _Onnx:
 
     def read(self, pixels: str, side: int) -> _Node:
         values = self.add("Cast", [pixels], "cast", to=TensorProto.FLOAT)
-        scaled = self.add("Mul", [values, self.constant("scale", np.float32(1 / 127.5))], "scaled")
-        centred = self.add("Sub", [scaled, self.constant("one", np.float32(1))], "centred")
+        scaled = self.add(
+            "Mul", [values, self.constant("scale", np.array(1 / 127.5, np.float32))], "scaled"
+        )
+        centred = self.add(
+            "Sub", [scaled, self.constant("one", np.array(1, np.float32))], "centred"
+        )
         return _Node(self.add("Transpose", [centred], "planes", perm=[0, 3, 1, 2]), side)
 
     def conv(self, x: _Node, filters: int, kernel: int, name: str, stride: int = 1) -> _Node:

@@ -2,7 +2,8 @@
 
     python -m pipeline.graph_benchmark.openvino_worker '{"model": "…", "precision": "int8"}'
 
-int8 is NNCF's post-training quantization with its defaults, calibrated on the same pictures as ours.
+int8 is NNCF's post-training quantization with its defaults, calibrated on the same pictures as
+ours.
 """
 
 import sys
