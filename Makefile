@@ -14,7 +14,7 @@ TRAIN_FLAGS := $(if $(PRESET),--preset $(PRESET)) $(if $(INIT_FROM),--init-from 
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL: # stages follow each other
-.PHONY: help setup demo data train import-weights evaluate export publish serve classify benchmark benchmark-training benchmark-graph test test-slow lint format proto clean
+.PHONY: help setup demo data train import-weights evaluate export validate publish serve classify benchmark benchmark-training benchmark-graph test test-slow lint format proto clean
 
 help: ## print this list
 	@echo 'GoogLeNet Serving: labelled images in, a served classifier out'; echo
@@ -51,6 +51,9 @@ evaluate: $(READY) ## measure the newest run (or RUN) on its test split
 	@$(PIPELINE) evaluate $(RUN_FLAG) $(MIRROR_FLAG)
 
 export: evaluate publish ## evaluate, export and publish the newest run (or RUN)
+
+validate: $(READY) ## judge the newest export (or RUN's) on a server: is it fit to publish?
+	@$(PIPELINE) validate $(RUN_FLAG) $(MIRROR_FLAG) $(FLAGS)
 
 publish: $(READY) ## export and publish the newest run (or RUN) as it is
 	@$(PIPELINE) export $(RUN_FLAG) $(DATA_FLAGS) $(if $(PRECISION),--precision $(PRECISION))

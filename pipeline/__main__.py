@@ -16,6 +16,7 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 from pipeline import config
 from pipeline import run as runs
 from pipeline.errors import PipelineError
+from pipeline.verdict import Thresholds
 
 # Stages are imported when they run: TensorFlow takes seconds, which --help and a mistake need not.
 
@@ -82,6 +83,24 @@ def export(options: Namespace) -> None:
     measured = precision in export.ALLOWED_DROP
     loaded = dataset.load(name, options.data_dir, options.mirror) if measured else None
     export.export(chosen, precision, loaded)
+
+
+def validate(options: Namespace) -> int:
+    """Judge a run's SavedModel on a server: fit to publish? Exit code 1 when refused"""
+    chosen = _run(options)
+    thresholds = Thresholds(
+        options.floor, options.margin, options.latency_ratio, options.memory_ratio, options.images
+    )
+    from pipeline import dataset, validate
+
+    stable = validate.stable(options.repository)
+    loaded: dataset.Dataset | PipelineError
+    try:
+        loaded = dataset.load(chosen.config.dataset, options.data_dir, options.mirror)
+    except PipelineError as error:  # imported weights come without their data
+        loaded = error
+    verdict = validate.validate(chosen, loaded, stable, thresholds, options.server_command)
+    return 0 if verdict.blessed else 1
 
 
 def publish(options: Namespace) -> None:
@@ -154,6 +173,33 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "--seconds": {"type": float, "default": 6.0, "help": "length of a turn"},
     "--output": {"type": Path, "help": "file to write the printed text into as well"},
     "--repository": {"type": Path, "default": Path("models"), "help": "model repository"},
+    "--floor": {"type": float, "help": "least accuracy, 0 to 1; half way from chance to 1"},
+    "--margin": {
+        "type": float,
+        "default": Thresholds.margin,
+        "help": "accuracy that may be lost against the stable version (default %(default)s)",
+    },
+    "--latency-ratio": {
+        "type": float,
+        "default": Thresholds.latency_ratio,
+        "help": "most that an image may take, as a multiple of stable's (default %(default)s)",
+    },
+    "--memory-ratio": {
+        "type": float,
+        "default": Thresholds.memory_ratio,
+        "help": "the same of the server's peak memory (default %(default)s)",
+    },
+    "--images": {
+        "type": int,
+        "default": Thresholds.images,
+        "help": "test images to measure on, at the most (default %(default)s)",
+    },
+    "--server-command": {
+        "help": "server in place of the embedded one, such as tensorflow_model_server: its flags "
+        "are appended; or a command with {port} and {repository}, which is taken as it is with "
+        "these filled in, such as a container's; {repository} holds googlenet/<version>/ and "
+        "batching.config"
+    },
 }
 _DATA = ("--dataset", "--data-dir", "--mirror")
 _RECIPE = (
@@ -174,6 +220,11 @@ STAGES = {
     import_weights: ("--weights", "--classes", "--runs"),
     evaluate: ("--run", "--runs", "--data-dir", "--mirror"),
     export: ("--run", "--runs", "--precision", *_DATA),
+    validate: (
+        *("--run", "--runs", "--data-dir", "--mirror", "--repository"),
+        *("--floor", "--margin", "--latency-ratio", "--memory-ratio", "--images"),
+        "--server-command",
+    ),
     publish: ("--run", "--runs", "--repository"),
     benchmark: ("--dataset", "--data-dir", "--repository", "--address"),
     benchmark_training: ("--data-dir", "--mirror", "--rounds", "--seconds", "--output"),
@@ -188,7 +239,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one stage; returns the exit code: 0, or 2 for what the user can mend."""
+    """Run one stage; returns the exit code: 0, 1 if the gate refuses, 2 for what users can mend."""
     parser = _Parser(prog="python -m pipeline", description="Labelled images to a published model.")
     commands = parser.add_subparsers(required=True, metavar="STAGE")
     for stage, names in STAGES.items():

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import grpc
+import psutil
 import pytest
 
 from pipeline import local_server, samples
@@ -51,3 +52,20 @@ def test_the_server_ends_with_whoever_started_it(models, data, tmp_path, number)
     assert not any(alive(int(child)) for child in children)
     with grpc.insecure_channel(address) as channel, pytest.raises(grpc.FutureTimeoutError):
         grpc.channel_ready_future(channel).result(timeout=1)
+
+
+def test_a_command_with_places_is_taken_as_it_is_and_ends_with_its_children(models):
+    words = f"{sys.executable} -m serving --port={{port}} --model_name=googlenet"
+    command = f"sh -c '{words} --model_base_path={{repository}}/googlenet; true'"
+    with local_server.server(models, command=command) as server:
+        (child,) = psutil.Process(server.process.pid).children()
+        assert server.client.wait_until_ready() == 1
+        assert server.peak_memory() >= child.memory_info().rss
+    assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
+
+
+def test_memory_of_a_server_that_is_no_process_of_ours_is_not_measured(client):
+    port = int(client.address.rpartition(":")[2])
+    with subprocess.Popen(["sleep", "100"]) as process:
+        assert local_server.Server(client, process, port).peak_memory() is None
+        process.kill()

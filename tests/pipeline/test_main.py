@@ -17,6 +17,7 @@ import pytest
         (["train", "--strategy", "magic"], "unknown strategy 'magic'"),
         (["evaluate", "--run", "/no/run"], "no run at /no/run"),
         (["export", "--run", "/no/run"], "no run at /no/run"),
+        (["validate", "--run", "/no/run"], "no run at /no/run"),
         (["publish", "--runs", "/no/runs"], "no finished run in /no/runs"),
         (["benchmark", "--data-dir", "/no/data"], "no images in /no/data/samples/fashion_mnist"),
         (["import-weights"], "no weights are named"),
@@ -36,7 +37,16 @@ def test_mistakes_get_one_line_and_exit_code_2(command, arguments, words):
 def test_help_names_every_stage(command):
     done = command("pipeline", "--help")
     assert done.returncode == 0
-    for stage in ("data", "train", "evaluate", "export", "publish", "benchmark", "demo"):
+    for stage in (
+        "data",
+        "train",
+        "evaluate",
+        "export",
+        "validate",
+        "publish",
+        "benchmark",
+        "demo",
+    ):
         assert f"    {stage}" in done.stdout
 
 
