@@ -150,6 +150,9 @@ def test_a_signature_that_is_missing_or_different_is_named(run, exported, tmp_pa
         return {("vector" if k == "embedding" else k): v for k, v in outputs.items()}
 
     changed(exported, tmp_path / "export", renamed, without="classify")
+    # Else the server refuses to start, since warm-up asks for what is missing.
+    (tmp_path / "export/assets.extra/tf_serving_warmup_requests").unlink(missing_ok=True)
+    make_manifest(tmp_path / "export")
     found = validate.validate(in_run(run, tmp_path), NO_DATA, None, Thresholds())
     assert found.reasons == [
         "signatures: signature classify is missing; signature embed: output embedding is "
@@ -234,7 +237,7 @@ def test_a_server_that_does_not_start_is_a_reason(
 def test_a_golden_request_fits_into_one_batch():
     config = local_server.BATCHING_CONFIG.read_text()
     (largest,) = re.findall(r"max_batch_size \{ value: (\d+)", config)
-    assert validate.GOLDEN_IMAGES + 1 <= int(largest)
+    assert int(largest) >= validate.GOLDEN_IMAGES + 1
     assert int(largest) >= validate.BATCH
 
 
