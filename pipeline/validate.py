@@ -4,7 +4,7 @@
 
 serves a copy of the export, and beside it the version now `stable`, sends both real requests,
 prints a line per check, and writes `validation.json` into the run folder. The exit code is 1 when
-the export is refused. Preset best on Fashion-MNIST takes two minutes on two cores, four with
+the export is refused. Preset best on Fashion-MNIST takes two minutes on two busy cores, three with
 a stable version beside it, most of them for accuracy.
 """
 
