@@ -28,6 +28,9 @@ def to_pixels(images: tf.Tensor, size: int) -> tf.Tensor:
     return tf.cast(tf.round(resized), tf.uint8)
 
 
+MAX_PIXELS = 64_000_000  # of an encoded picture: 192 MB decoded; cameras reach 50 million
+HEADER_BYTES = 26  # in which PNG, GIF and BMP name their size
+
 # From a picture's shape, int32 [H,W,C], the part of it wanted: int32 [top,left,height,width].
 Window = Callable[[tf.Tensor], tf.Tensor]
 
@@ -41,8 +44,16 @@ def decode(image_bytes: tf.Tensor, window: Window | None = None) -> tf.Tensor:
             pixels but for the colours at its edge, in a third of the time for a random crop.
 
     Raises:
-        tf.errors.InvalidArgumentError: when run on bytes that are none of these.
+        tf.errors.InvalidArgumentError: when run on bytes that are none of these, or on a picture
+            that has more than `MAX_PIXELS` by its header; nothing is allocated for it then.
     """
+    limit = tf.debugging.assert_less_equal(
+        pixels_by_header(image_bytes),
+        tf.constant(MAX_PIXELS, tf.int64),
+        f"the picture has more than {MAX_PIXELS:,} pixels: shrink it",
+    )
+    with tf.control_dependencies([limit] if limit is not None else []):
+        image_bytes = tf.identity(image_bytes)
 
     def whole() -> tf.Tensor:
         image = tf.io.decode_image(image_bytes, channels=3, expand_animations=False)
@@ -59,6 +70,45 @@ def decode(image_bytes: tf.Tensor, window: Window | None = None) -> tf.Tensor:
     image = tf.cond(tf.io.is_jpeg(image_bytes), part_of_jpeg, lambda: cut(whole(), window))
     image.set_shape((None, None, 3))
     return image
+
+
+def pixels_by_header(image_bytes: tf.Tensor) -> tf.Tensor:
+    """Height × width as a picture's first bytes name them: string [] to int64 [].
+
+    0 for what is no JPEG, PNG, GIF or BMP. A GIF's size is that of its screen.
+
+    Raises:
+        tf.errors.InvalidArgumentError: when run on a header that is cut short.
+    """
+    header = tf.io.decode_raw(tf.strings.substr(image_bytes, 0, HEADER_BYTES), tf.uint8)
+
+    def number(begin: int, end: int, shifts: range) -> tf.Tensor:
+        places = tf.constant([2**shift for shift in shifts], tf.int64)
+        digits = tf.ensure_shape(header[begin:end], (end - begin,))
+        return tf.reduce_sum(tf.cast(digits, tf.int64) * places)
+
+    def jpeg() -> tf.Tensor:
+        shape = tf.cast(tf.io.extract_jpeg_shape(image_bytes), tf.int64)
+        return shape[0] * shape[1]
+
+    def png() -> tf.Tensor:
+        big_endian = range(24, -1, -8)
+        return number(16, 20, big_endian) * number(20, 24, big_endian)
+
+    def gif() -> tf.Tensor:
+        return number(6, 8, range(0, 16, 8)) * number(8, 10, range(0, 16, 8))
+
+    def bmp() -> tf.Tensor:
+        width, height = number(18, 22, range(0, 32, 8)), number(22, 26, range(0, 32, 8))
+        return width * tf.minimum(height, 2**32 - height)  # negative: from the top down
+
+    first = tf.strings.substr(image_bytes, 0, 2)
+    return tf.case(
+        [(first == begin, size) for begin, size in (
+            (b"\xff\xd8", jpeg), (b"\x89P", png), (b"GI", gif), (b"BM", bmp),
+        )],
+        default=lambda: tf.constant(0, tf.int64),
+    )  # fmt: skip
 
 
 def cut(image: tf.Tensor, window: Window | None) -> tf.Tensor:

@@ -1,4 +1,9 @@
 import io
+import pickle
+import struct
+import subprocess
+import sys
+import zlib
 
 import numpy as np
 import PIL.Image
@@ -6,7 +11,7 @@ import pytest
 import tensorflow as tf
 
 from pipeline import preprocessing
-from tests.conftest import colour_image
+from tests.conftest import ROOT, colour_image
 
 
 def encoded(image: np.ndarray) -> bytes:
@@ -105,3 +110,63 @@ def test_gif_gives_its_first_frame_and_bmp_is_read():
         image = preprocessing.decode(tf.constant(file.getvalue())).numpy()
         assert image.shape == (3, 4, 3)
         assert (image == [255, 0, 0]).all()
+
+
+def claiming(kind: str, height: int, width: int) -> bytes:
+    """A small picture whose header claims another size."""
+    picture = tf.constant(np.arange(6 * 5 * 3, dtype=np.uint8).reshape(6, 5, 3))
+    if kind == "jpeg":
+        data = bytearray(tf.io.encode_jpeg(picture).numpy())
+        place = data.index(b"\xff\xc0") + 5
+        data[place : place + 4] = struct.pack(">HH", height, width)
+        return bytes(data)
+    if kind == "png":
+        data = bytearray(tf.io.encode_png(picture).numpy())
+        data[16:24] = struct.pack(">II", width, height)
+        data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+        return bytes(data)
+    file = io.BytesIO()
+    PIL.Image.fromarray(picture.numpy()).save(file, kind)
+    data = bytearray(file.getvalue())
+    if kind == "gif":
+        data[6:10] = struct.pack("<HH", width, height)
+        place = data.index(b"\x2c", 13 + 3 * 2 ** ((data[10] & 7) + 1)) + 5
+        data[place : place + 4] = struct.pack("<HH", width, height)
+    else:
+        data[18:26] = struct.pack("<ii", width, height)
+    return bytes(data)
+
+
+KINDS = ("jpeg", "png", "gif", "bmp")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_headers_name_the_size(kind):
+    for height, width in ((6, 5), (700, 300), (30_000, 30_000)):
+        data = tf.constant(claiming(kind, height, width))
+        assert preprocessing.pixels_by_header(data) == height * width
+    assert preprocessing.pixels_by_header(tf.constant(b"junk")) == 0
+    assert preprocessing.pixels_by_header(tf.constant(b"")) == 0
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        preprocessing.pixels_by_header(tf.constant(claiming(kind, 6, 5)[:9]))
+
+
+def test_rows_from_the_top_down_have_a_size_too():
+    assert preprocessing.pixels_by_header(tf.constant(claiming("bmp", -6, 5))) == 30
+
+
+def test_hostile_headers_are_refused_without_memory_and_spoil_no_other():
+    """In a process of its own, whose peak memory is told."""
+    images = [claiming(kind, 6, 5) for kind in KINDS]
+    hostile = [claiming(kind, 30_000, 30_000) for kind in KINDS]
+    hostile += [claiming("bmp", -30_000, 30_000), claiming("png", 2**31 - 1, 2**31 - 1)]
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.pipeline.decode_peak"],
+        input=pickle.dumps((images, hostile)), capture_output=True, timeout=120, cwd=ROOT,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr.decode()
+    valid, same, grown = pickle.loads(done.stdout)
+    assert valid == [True, False] * len(images) + [False] * (len(hostile) - len(images))
+    assert same
+    assert grown < 64 << 20  # 30,000×30,000 pixels are 2.7 GB
