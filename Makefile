@@ -10,11 +10,13 @@ READY := .venv/.ready
 DATA_FLAGS := $(if $(DATASET),--dataset "$(DATASET)") $(if $(MIRROR),--mirror "$(MIRROR)")
 MIRROR_FLAG := $(if $(MIRROR),--mirror "$(MIRROR)")
 RUN_FLAG := $(if $(RUN),--run "$(RUN)")
+FORCE_FLAG := $(if $(FORCE),--force $(if $(filter-out 1,$(FORCE)),"$(FORCE)"))
+ADDRESS_FLAG = $(if $(filter file,$(origin ADDRESS)),,--address "$(ADDRESS)")
 TRAIN_FLAGS := $(if $(PRESET),--preset $(PRESET)) $(if $(INIT_FROM),--init-from "$(INIT_FROM)") $(FLAGS)
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL: # stages follow each other
-.PHONY: help setup demo data train import-weights evaluate export validate publish serve classify benchmark benchmark-training benchmark-graph test test-slow lint format proto clean
+.PHONY: help setup demo data train import-weights evaluate export validate publish promote rollback versions prune serve classify benchmark benchmark-training benchmark-graph test test-slow lint format proto clean
 
 help: ## print this list
 	@echo 'GoogLeNet Serving: labelled images in, a served classifier out'; echo
@@ -52,12 +54,27 @@ evaluate: $(READY) ## measure the newest run (or RUN) on its test split
 
 export: evaluate publish ## evaluate, export and publish the newest run (or RUN)
 
-validate: $(READY) ## judge the newest export (or RUN's) on a server: is it fit to publish?
-	@$(PIPELINE) validate $(RUN_FLAG) $(MIRROR_FLAG) $(FLAGS)
+validate: $(READY) ## the gate: judge the newest export (or RUN's) on a server; GATE="--floor 0.9 …"
+	@$(PIPELINE) validate $(RUN_FLAG) $(MIRROR_FLAG) $(GATE)
 
-publish: $(READY) ## export and publish the newest run (or RUN) as it is
+publish: $(READY) ## export and publish the newest run (or RUN), if the gate lets it pass or FORCE=reason
 	@$(PIPELINE) export $(RUN_FLAG) $(DATA_FLAGS) $(if $(PRECISION),--precision $(PRECISION))
-	@$(PIPELINE) publish $(RUN_FLAG)
+	@$(PIPELINE) validate $(RUN_FLAG) $(MIRROR_FLAG) $(GATE) || test $$? -eq 1 -a -n "$(FORCE)"
+	@$(PIPELINE) publish $(RUN_FLAG) $(FORCE_FLAG)
+
+promote: $(READY) ## give VERSION the LABEL stable or canary, on the server at ADDRESS if named
+	@test -n "$(VERSION)" -a -n "$(LABEL)" || { echo 'make: name both: make promote VERSION=3 LABEL=stable' >&2; exit 2; }
+	@$(PIPELINE) promote "$(VERSION)" --label "$(LABEL)" $(ADDRESS_FLAG)
+
+rollback: $(READY) ## give stable back to the version that had it before
+	@$(PIPELINE) rollback $(ADDRESS_FLAG)
+
+versions: $(READY) ## list the published versions
+	@$(PIPELINE) versions
+
+prune: $(READY) ## delete all but the KEEP newest versions and the labelled ones
+	@test -n "$(KEEP)" || { echo 'make: say how many: make prune KEEP=3' >&2; exit 2; }
+	@$(PIPELINE) prune --keep "$(KEEP)"
 
 serve: $(READY) ## serve the published model on PORT until Ctrl-C
 	@test -d models/googlenet || { echo 'make: no model is published in models/: run `make train export`' >&2; exit 2; }
@@ -69,7 +86,7 @@ classify: $(READY) ## classify IMAGE on the server at ADDRESS
 	@$(BIN)/tfs classify --address "$(ADDRESS)" "$(IMAGE)"
 
 benchmark: $(READY) ## measure the published model on a server of its own, or what is at ADDRESS
-	@$(PIPELINE) benchmark $(if $(DATASET),--dataset "$(DATASET)") $(if $(filter file,$(origin ADDRESS)),,--address "$(ADDRESS)")
+	@$(PIPELINE) benchmark $(if $(DATASET),--dataset "$(DATASET)") $(ADDRESS_FLAG)
 
 benchmark-training: $(READY) ## measure training, beside PyTorch where it is installed
 	@$(PIPELINE) benchmark-training $(MIRROR_FLAG) $(FLAGS)

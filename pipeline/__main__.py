@@ -108,7 +108,37 @@ def publish(options: Namespace) -> None:
     chosen = _run(options)
     from pipeline import publish
 
-    publish.publish(chosen.export, options.repository)
+    publish.publish(chosen, options.repository, options.force)
+
+
+def promote(options: Namespace) -> None:
+    """Give a published version the label stable or canary"""
+    from pipeline import promote
+
+    promote.promote(
+        options.repository, options.version, options.label, options.address, options.wait_seconds
+    )
+
+
+def rollback(options: Namespace) -> None:
+    """Give the label stable back to the version that had it before"""
+    from pipeline import promote
+
+    promote.rollback(options.repository, options.address, options.wait_seconds)
+
+
+def versions(options: Namespace) -> None:
+    """List the published versions"""
+    from pipeline import versions
+
+    print(versions.table(options.repository))
+
+
+def prune(options: Namespace) -> None:
+    """Delete old versions that have no label"""
+    from pipeline import versions
+
+    versions.prune(options.repository, options.keep)
 
 
 def benchmark(options: Namespace) -> int:
@@ -117,7 +147,7 @@ def benchmark(options: Namespace) -> int:
 
     return benchmark.benchmark(
         samples.folder(options.dataset or "fashion_mnist", options.data_dir),
-        options.repository,
+        Path(options.repository),
         options.address,
     )
 
@@ -142,7 +172,7 @@ def demo(options: Namespace) -> None:
     """All of it once, with a comparison of served and offline answers"""
     from pipeline import demo
 
-    demo.demo(options.data_dir, options.mirror, options.runs, options.repository)
+    demo.demo(options.data_dir, options.mirror, options.runs, Path(options.repository))
 
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -165,14 +195,18 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "--weights": {"type": Path, "help": "a checkpoint of torchvision's googlenet, .pth"},
     "--classes": {"type": Path, "help": "file with a class name per line, for --weights"},
     "--checkpoint-seconds": {"type": float, "default": 300.0, "help": "between checkpoints"},
-    "--wait-seconds": {"type": float, "default": 300.0, "help": "longest wait for a worker"},
+    "--wait-seconds": {
+        "type": float,
+        "default": 300.0,
+        "help": "longest wait for a worker or a server",
+    },
     "--run": {"type": Path, "help": "a run's folder; the newest if left out"},
     "--runs": {"type": Path, "default": Path("runs"), "help": "where run folders are"},
-    "--address": {"help": "host:port of a server to measure; one is started if left out"},
+    "--address": {"help": "host:port of a server; benchmark starts one if it is left out"},
     "--rounds": {"type": int, "default": 5, "help": "turns of each configuration"},
     "--seconds": {"type": float, "default": 6.0, "help": "length of a turn"},
     "--output": {"type": Path, "help": "file to write the printed text into as well"},
-    "--repository": {"type": Path, "default": Path("models"), "help": "model repository"},
+    "--repository": {"default": "models", "help": "model repository: a path, or gs://…"},
     "--floor": {"type": float, "help": "least accuracy, 0 to 1; half way from chance to 1"},
     "--margin": {
         "type": float,
@@ -200,6 +234,16 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "these filled in, such as a container's; {repository} holds googlenet/<version>/ and "
         "batching.config"
     },
+    "--force": {
+        "nargs": "?",
+        "const": True,
+        "default": False,
+        "metavar": "REASON",
+        "help": "publish what the gate refuses, and record it",
+    },
+    "version": {"type": int, "metavar": "VERSION", "help": "number of a published version"},
+    "--label": {"required": True, "help": "stable or canary"},
+    "--keep": {"type": int, "required": True, "help": "how many of the newest versions stay"},
 }
 _DATA = ("--dataset", "--data-dir", "--mirror")
 _RECIPE = (
@@ -225,7 +269,11 @@ STAGES = {
         *("--floor", "--margin", "--latency-ratio", "--memory-ratio", "--images"),
         "--server-command",
     ),
-    publish: ("--run", "--runs", "--repository"),
+    publish: ("--run", "--runs", "--repository", "--force"),
+    promote: ("version", "--label", "--address", "--wait-seconds", "--repository"),
+    rollback: ("--address", "--wait-seconds", "--repository"),
+    versions: ("--repository",),
+    prune: ("--keep", "--repository"),
     benchmark: ("--dataset", "--data-dir", "--repository", "--address"),
     benchmark_training: ("--data-dir", "--mirror", "--rounds", "--seconds", "--output"),
     benchmark_graph: ("--rounds", "--seconds", "--output"),

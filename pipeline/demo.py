@@ -37,8 +37,8 @@ def demo(data_dir: Path, mirror: str | None, runs: Path, models: Path) -> None:
     run = train.open_run(None, runs, recipe, data, workers)
     _stage("train", lambda: train.train(run, data, workers))
     _stage("evaluate", lambda: evaluate.evaluate(run, data))
-    exported = _stage("export", lambda: export.export(run))
-    _stage("publish", lambda: publish.publish(exported, models))
+    _stage("export", lambda: export.export(run))
+    _stage("publish", lambda: publish.publish(run, models, force=True))
     _stage("serve and classify", lambda: _classify(run, data, models))
 
 

@@ -1,17 +1,19 @@
 """Files that are there whole or not at all: write aside, fsync, rename."""
 
+import hashlib
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+
+PARTIAL = ".partial-"  # what a killed process leaves begins with it
 
 
 def write(path: Path, save: Callable[[Path], object]) -> None:
     """Let `save` write a file beside `path`, then put it in place by one rename."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".partial-", dir=path.parent) as folder:
+    with tempfile.TemporaryDirectory(prefix=PARTIAL, dir=path.parent) as folder:
         partial = Path(folder) / path.name
         save(partial)
         sync(partial)
@@ -28,7 +30,7 @@ def write_json(path: Path, value: object) -> None:
 def replace_folder(path: Path, save: Callable[[Path], object]) -> None:
     """Let `save` fill a folder beside `path`, then put it in place of what is there."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".partial-", dir=path.parent) as folder:
+    with tempfile.TemporaryDirectory(prefix=PARTIAL, dir=path.parent) as folder:
         partial = Path(folder) / path.name
         save(partial)
         sync_tree(partial)
@@ -36,12 +38,6 @@ def replace_folder(path: Path, save: Callable[[Path], object]) -> None:
             path.rename(Path(folder) / "old")
         partial.rename(path)
     sync(path.parent)
-
-
-def copy_tree(source: Path, target: Path) -> None:
-    """Copy a folder and wait until it is on the disk."""
-    shutil.copytree(source, target)
-    sync_tree(target)
 
 
 def sync_tree(folder: Path) -> None:
@@ -59,3 +55,15 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def checksums(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file below a folder, by its path there."""
+    paths = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {str(path.relative_to(folder)): sha256(path) for path in paths}
+
+
+def sha256(path: Path) -> str:
+    """A file's SHA-256 in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

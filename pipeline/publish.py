@@ -1,83 +1,95 @@
-"""An export -> the next version in the model repository, by one rename.
+"""An export that the gate let pass -> the next version in the model repository.
 
-    python -m pipeline publish [--run runs/…] [--repository models]
+    python -m pipeline publish [--run runs/…] [--repository models] [--force [REASON]]
 
-A version directory appears complete or not at all: servers that poll the repository may load a
-partial copy (tensorflow/serving issues 1086, 572, 631).
+A version directory appears complete or not at all. `assets.extra/publication.json` in it says when
+it was published, on what verdict, and whether by force. Takes a second.
 """
 
 import json
-import os
-import shutil
-import tempfile
+import time
 from pathlib import Path
 
-from pipeline import export, files
+from pipeline import files
 from pipeline.config import MODEL_NAME
 from pipeline.errors import PipelineError
+from pipeline.repository import compare, open_repository
+from pipeline.run import Run
 
-STAGING_PREFIX = ".staging-"  # servers read directories named by a number only
+MANIFEST = "assets.extra/manifest.json"
+PUBLICATION = "assets.extra/publication.json"
 
 
-def publish(exported: Path, repository: Path, model: str = MODEL_NAME) -> Path:
-    """Copy an export into the repository as the highest version + 1; returns its directory.
+def publish(run: Run, repository: Path | str, force: bool | str = False) -> int:
+    """Copy a run's export into the repository as the highest version + 1; returns that.
+
+    Args:
+        run: whose export and verdict are taken.
+        repository: a path, or an address that TensorFlow reads.
+        force: publish what the gate refuses; a text says why and is recorded.
 
     Raises:
-        PipelineError: there is no export, or its files are not those of its manifest.
+        PipelineError: there is no export, its files are not those of its manifest, or the gate
+            refuses it.
     """
-    check(exported)
-    base = repository / model
-    base.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=STAGING_PREFIX, dir=base))
+    sums = check(run.export)
+    verdict, refusal = judge(run, sums[MANIFEST])
+    if refusal and not force:
+        raise PipelineError(f"{refusal}; to publish it all the same, give --force (FORCE=1)")
+    publication = {
+        "published": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "forced": bool(refusal),
+        "verdict": verdict,
+        **({"refusal": refusal} if refusal else {}),
+        **({"force_reason": force} if refusal and isinstance(force, str) else {}),
+    }
     try:
-        staging.chmod(0o755)  # mkdtemp's is for the owner alone; servers run as somebody else
-        files.copy_tree(exported, staging / "version")
-        published = _rename_to_next(staging / "version", base)
+        store = open_repository(repository)
+        store.create()
+        with store.changing():
+            extra = {PUBLICATION: json.dumps(publication, indent=2) + "\n"}
+            version = store.add(run.export, sums, extra)
     except OSError as error:
-        raise PipelineError(f"cannot publish into {base}: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-    files.sync(base)
-    print(f"published {published}")
-    return published
+        why = error.strerror or error
+        raise PipelineError(f"cannot publish into {repository}: {why}") from error
+    print(f"published {repository}/{MODEL_NAME}/{version}{' by force' if refusal else ''}")
+    return version
 
 
-def check(exported: Path) -> None:
-    """Compare an export's files with its manifest.
+def check(folder: Path) -> dict[str, str]:
+    """Compare the files of an export, or of a published version, with its manifest.
+
+    Returns:
+        SHA-256 of every file by name, the manifest's too, but not the publication's.
 
     Raises:
-        PipelineError: naming the file that is missing, added or changed.
+        PipelineError: there is no manifest, or naming the file that is missing, added or changed.
     """
-    manifest = exported / export.EXTRA / "manifest.json"
+    manifest = folder / MANIFEST
     if not manifest.is_file():
-        raise PipelineError(f"no export at {exported}: make one with `make export`")
+        raise PipelineError(f"no export at {folder}: make one with `make export`")
+    found = files.checksums(folder)
     try:
         promised = dict(json.loads(manifest.read_text())["sha256"])
     except (ValueError, KeyError, TypeError) as error:
         raise PipelineError(f"{manifest} is broken ({error}): export the run again") from error
-    found = dict(export.checksums(exported))
-    for name in sorted(promised.keys() | found.keys()):
-        if promised.get(name) != found.get(name):
-            raise PipelineError(
-                f"{exported / name} is not as its manifest says: export the run again"
-            )
+    found.pop(PUBLICATION, None)
+    compare(promised, found, (MANIFEST,), folder)
+    return found
 
 
-def versions(base: Path) -> list[int]:
-    """The published versions of a model, ascending."""
-    return sorted(
-        int(path.name) for path in base.iterdir() if path.name.isascii() and path.name.isdigit()
-    )
-
-
-def _rename_to_next(staged: Path, base: Path) -> Path:
-    """Rename fails where another publisher took the number in between; then the next is tried."""
-    version = max(versions(base), default=0) + 1
-    while True:
-        try:
-            os.rename(staged, base / str(version))
-            return base / str(version)
-        except OSError:
-            if not (base / str(version)).exists():
-                raise
-            version += 1
+def judge(run: Run, manifest_sha256: str) -> tuple[dict | None, str | None]:
+    """The gate's verdict on an export, if there is one, and why it may not be published, if so."""
+    try:
+        verdict = json.loads(run.validation.read_text())
+        blessed, reasons = verdict["blessed"] is True, [str(x) for x in verdict["reasons"]]
+        judged = verdict["manifest_sha256"]
+    except FileNotFoundError:
+        return None, f"{run.export} was never validated: run `make validate RUN={run.path}`"
+    except (ValueError, KeyError, TypeError) as error:
+        return None, f"{run.validation} is broken ({error}): validate the run again"
+    if judged != manifest_sha256:
+        return verdict, f"{run.validation} is about another export: validate the run again"
+    if not blessed:
+        return verdict, f"the gate refuses {run.export}: {'; '.join(reasons) or 'no reason given'}"
+    return verdict, None

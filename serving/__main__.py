@@ -65,6 +65,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--model_name", default="default", help="name of the one model served")
     add("--model_base_path", type=Path, help="directory that holds its version directories")
     add("--model_config_file", type=Path, help="models.config, in place of the two flags above")
+    add("--model_config_file_poll_wait_seconds", type=_count, default=0, help="0: read it once")
+    text = "let a label be for a version that is not loaded yet, if it was for no other"
+    add_switch("--allow_version_labels_for_unavailable_models", False, text)
     add_switch("--enable_batching", False, "merge concurrent requests into batches")
     add("--batching_parameters_file", type=Path, help="batching.config")
     add("--file_system_poll_wait_seconds", type=_count, default=1, help="0: look once")
@@ -109,7 +112,7 @@ def serve(flags: argparse.Namespace, stop: threading.Event) -> None:
 
     from serving import batching, grpc_api, models_config
     from serving.engine import Servable
-    from serving.repository import Polling, Repository
+    from serving.repository import Polling, Repository, follow
 
     models = (
         models_config.read(flags.model_config_file)
@@ -136,10 +139,14 @@ def serve(flags: argparse.Namespace, stop: threading.Event) -> None:
         flags.load_retry_interval_micros / 1e6,
     )
     grpc_api.check_port(flags.port)
-    repository = Repository(models, load, polling, stop)
+    allow = flags.allow_version_labels_for_unavailable_models
+    repository = Repository(models, load, polling, stop, allow)
     repository.start()
     if stop.is_set():
         return
+    if flags.model_config_file and flags.model_config_file_poll_wait_seconds:
+        seconds = flags.model_config_file_poll_wait_seconds
+        follow(repository, flags.model_config_file, seconds, stop)
     server, port = grpc_api.start_server(
         repository, flags.port, flags.grpc_max_threads, flags.enable_serialization_as_tensor_content
     )

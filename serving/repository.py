@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 
+from serving import models_config
 from serving.engine import Servable
-from serving.errors import ConfigError, ServingError, invalid_argument, not_found, translate
+from serving.errors import Code, ConfigError, ServingError, invalid_argument, not_found, translate
 from serving.models_config import ModelConfig
 
 log = logging.getLogger(__name__)
@@ -76,7 +77,12 @@ class Repository:
     """The versions of all models of one server."""
 
     def __init__(
-        self, models: list[ModelConfig], load: Load, polling: Polling, stop: threading.Event
+        self,
+        models: list[ModelConfig],
+        load: Load,
+        polling: Polling,
+        stop: threading.Event,
+        allow_unavailable: bool = False,
     ) -> None:
         """A repository that has not looked yet.
 
@@ -85,11 +91,15 @@ class Repository:
             load: (name, version, directory) to a servable that is ready for requests.
             polling: how often to look.
             stop: once set, nothing is waited for or watched any more; what is loaded stays so.
+            allow_unavailable: let a label be for a version that is not loaded yet, if it was for no
+                other.
         """
         self._models = {model.name: _Model(model) for model in models}
+        self._allow_unavailable = allow_unavailable
         self._load = load
         self._polling = polling
         self._lock = threading.Lock()
+        self._polled = threading.Lock()  # one look at a time
         self._stop = stop
         self._garbage = False
 
@@ -99,8 +109,10 @@ class Repository:
         A model without versions is waited for, as TensorFlow Serving does.
 
         Raises:
-            ConfigError: a model has versions, and none of them can be loaded.
+            ConfigError: a model has versions, and none of them can be loaded; or a label is for a
+                version that is not loaded, which at the start none is.
         """
+        self._check_first_labels()
         while not self._stop.is_set():
             self.poll()
             waiting = [model for model in self._models.values() if not model.available()]
@@ -153,8 +165,34 @@ class Repository:
                 raise not_found(f"Could not find version {version} of model {name}")
             return [model.versions[version]]
 
+    def reload(self, models: list[ModelConfig]) -> None:
+        """Serve other models, versions or labels from now on, and load them; all of it or nothing.
+
+        Raises:
+            ServingError: FAILED_PRECONDITION, a label is for a version that is not available.
+        """
+        with self._polled, self._lock:
+            if models == [model.config for model in self._models.values()]:
+                return
+            for config in models:
+                self._check_labels(config)
+            named = {config.name for config in models}
+            gone = [model for name, model in self._models.items() if name not in named]
+            known, self._models = self._models, {}
+            for config in models:
+                self._models[config.name] = known.get(config.name, _Model(config))
+                self._models[config.name].config = config
+        log.info("serving %s as newly configured", ", ".join(config.name for config in models))
+        for model in gone:
+            self._unload_all_but(model, [])
+        self.poll()
+
     def poll(self) -> None:
         """Look at every base path once, and load and unload as the policies say."""
+        with self._polled:
+            self._poll()
+
+    def _poll(self) -> None:
         for model in self._models.values():
             try:
                 found = _versions_in(model.config.base_path)
@@ -177,6 +215,29 @@ class Repository:
     def _watch(self) -> None:
         while not self._stop.wait(self._polling.seconds):
             self.poll()
+
+    def _check_first_labels(self) -> None:
+        for model in self._models.values():
+            try:
+                self._check_labels(model.config, at_start=True)
+            except ServingError as error:
+                raise ConfigError(
+                    f"{error}: give --allow_version_labels_for_unavailable_models"
+                ) from error
+
+    def _check_labels(self, config: ModelConfig, at_start: bool = False) -> None:
+        """TensorFlow Serving's rule (server_core.cc, UpdateModelVersionLabelMap)."""
+        model = self._models.get(config.name)
+        available = {version.number for version in model.available()} if model else set()
+        current = model.config.labels if model and not at_start else {}
+        for label, number in config.labels.items():
+            allowed = self._allow_unavailable and current.get(label, number) == number
+            if number not in available and not allowed:
+                raise ServingError(
+                    Code.FAILED_PRECONDITION,
+                    f"Request to assign label to version {number} of model {config.name}, which "
+                    "is not currently available for inference",
+                )
 
     def _find(self, name: str, version: int | None, label: str | None) -> Version:
         model = self._models.get(name)
@@ -245,6 +306,23 @@ class Repository:
                 f"model {model.config.name} version {failed[-1].number} cannot be loaded: "
                 f"{failed[-1].error}: remove or replace it"
             )
+
+
+def follow(repository: Repository, file: Path, seconds: float, stop: threading.Event) -> None:
+    """Let a repository serve what models.config says, as it changes; a mistake in it is logged."""
+
+    def watch() -> None:
+        complaint = ""
+        while not stop.wait(seconds):
+            try:
+                repository.reload(models_config.read(file))
+                complaint = ""
+            except (ConfigError, ServingError) as error:
+                if str(error) != complaint:  # said once, not every second
+                    log.error("%s is not followed: %s", file, error)
+                complaint = str(error)
+
+    threading.Thread(target=watch, name="models-config", daemon=True).start()
 
 
 def _versions_in(base_path: Path) -> dict[int, Path]:

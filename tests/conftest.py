@@ -82,10 +82,10 @@ def exported(run: Run) -> Path:
 
 
 @pytest.fixture(scope="session")
-def models(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def models(run: Run, exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model repository with one version of googlenet."""
     repository = tmp_path_factory.mktemp("models")
-    publish.publish(exported, repository)
+    publish.publish(run, repository, force=True)
     return repository
 
 

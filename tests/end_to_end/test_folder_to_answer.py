@@ -45,7 +45,7 @@ def run_commands(image_folder, folders) -> Path:
         ("train", "--dataset", image_folder, *recipe),
         ("evaluate",),
         ("export",),
-        ("publish", "--repository", models),
+        ("publish", "--repository", models, "--force"),
     ):
         subprocess.run(
             [sys.executable, "-m", "pipeline", *map(str, arguments), "--runs", str(runs_folder)],

@@ -19,6 +19,11 @@ import pytest
         (["export", "--run", "/no/run"], "no run at /no/run"),
         (["validate", "--run", "/no/run"], "no run at /no/run"),
         (["publish", "--runs", "/no/runs"], "no finished run in /no/runs"),
+        (["promote", "3", "--label", "best"], "unknown label 'best': choose from canary, stable"),
+        (["promote", "three", "--label", "stable"], "VERSION: invalid int value: 'three'"),
+        (["rollback", "--repository", "/no/models"], "no model is published in /no/models/"),
+        (["versions", "--repository", "/no/models"], "no model is published in /no/models/"),
+        (["prune", "--keep", "0"], "--keep is 0"),
         (["benchmark", "--data-dir", "/no/data"], "no images in /no/data/samples/fashion_mnist"),
         (["import-weights"], "no weights are named"),
         (["benchmark-training", "--rounds", "0"], "0 rounds of 6 seconds measure nothing"),
@@ -37,16 +42,7 @@ def test_mistakes_get_one_line_and_exit_code_2(command, arguments, words):
 def test_help_names_every_stage(command):
     done = command("pipeline", "--help")
     assert done.returncode == 0
-    for stage in (
-        "data",
-        "train",
-        "evaluate",
-        "export",
-        "validate",
-        "publish",
-        "benchmark",
-        "demo",
-    ):
+    for stage in ("train", "export", "validate", "publish", "promote", "rollback", "prune", "demo"):
         assert f"    {stage}" in done.stdout
 
 

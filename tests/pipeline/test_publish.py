@@ -1,69 +1,109 @@
-import concurrent.futures
+import json
+import os
 import shutil
+import time
 
 import pytest
 
-from pipeline import export, publish
+from pipeline import publish
 from pipeline.errors import PipelineError
+from tests.pipeline import exports
 
 
-def test_versions_count_up_and_hold_what_was_exported(exported, tmp_path):
-    first = publish.publish(exported, tmp_path)
-    (tmp_path / "googlenet" / "7").mkdir()
-    (tmp_path / "googlenet" / "not-a-version").mkdir()
-    (tmp_path / "googlenet" / "²").mkdir()
-    second = publish.publish(exported, tmp_path)
-    assert (first.name, second.name) == ("1", "8")
-    assert dict(export.checksums(second)) == dict(export.checksums(exported))
-    publish.check(second)
-    assert second.stat().st_mode & 0o777 == exported.stat().st_mode & 0o777
+@pytest.fixture
+def run(tmp_path):
+    return exports.make_run(tmp_path / "run")
 
 
-def test_publishers_at_once_get_numbers_of_their_own(exported, tmp_path):
-    with concurrent.futures.ThreadPoolExecutor(4) as pool:
-        published = [pool.submit(publish.publish, exported, tmp_path) for _ in range(8)]
-        names = sorted(int(future.result().name) for future in published)
-    assert names == list(range(1, 9))
-    assert publish.versions(tmp_path / "googlenet") == names
+def publication(models, version: int) -> dict:
+    path = models / "googlenet" / str(version) / "assets.extra" / "publication.json"
+    return json.loads(path.read_text())
 
 
-def test_a_copy_that_fails_leaves_nothing(exported, tmp_path, monkeypatch):
+def test_versions_count_up_and_hold_what_was_exported(run, tmp_path, capsys):
+    exports.validate(run)
+    assert [publish.publish(run, tmp_path / "models") for _ in range(2)] == [1, 2]
+    second = tmp_path / "models" / "googlenet" / "2"
+    assert publish.check(second) == publish.check(run.export)
+    assert second.stat().st_mode & 0o777 == run.export.stat().st_mode & 0o777
+    assert capsys.readouterr().out.splitlines()[1] == f"published {second}"
+
+
+def test_a_blessed_export_is_published_with_its_verdict(run, tmp_path):
+    exports.validate(run, latency_ms=3.5)
+    publish.publish(run, tmp_path, force=True)
+    recorded = publication(tmp_path, 1)
+    published = time.strptime(recorded.pop("published"), "%Y-%m-%dT%H:%M:%SZ")
+    assert abs(time.mktime(published) - time.mktime(time.gmtime())) < 60
+    verdict = json.loads(run.validation.read_text())
+    assert verdict["latency_ms"] == 3.5
+    assert recorded == {"forced": False, "verdict": verdict}
+
+
+REFUSED = [
+    (lambda run: None, "was never validated: run `make validate RUN="),
+    (lambda run: run.validation.write_text("{"), "validation.json is broken"),
+    (lambda run: run.validation.write_text("[]"), "validation.json is broken"),
+    (lambda run: exports.validate(run, manifest_sha256="0" * 64), "is about another export"),
+    (lambda run: exports.validate(run, blessed=False), "accuracy 0.1 is below 0.9; too slow"),
+    (lambda run: exports.validate(run, blessed="yes"), "no reason given"),
+]
+
+
+@pytest.mark.parametrize(("verdict", "words"), REFUSED)
+def test_what_the_gate_refuses_is_published_by_force_alone(run, tmp_path, verdict, words):
+    verdict(run)
+    models = tmp_path / "models"
+    with pytest.raises(PipelineError, match=r"give --force \(FORCE=1\)") as caught:
+        publish.publish(run, models)
+    assert words in str(caught.value)
+    assert not models.exists()
+    publish.publish(run, models, force="shown to the team")
+    recorded = publication(models, 1)
+    assert recorded["forced"] is True
+    assert words in recorded["refusal"]
+    assert recorded["force_reason"] == "shown to the team"
+    publish.publish(run, models, force=True)
+    assert "force_reason" not in publication(models, 2)
+
+
+def test_a_copy_that_fails_leaves_nothing(run, tmp_path, monkeypatch):
     def full(source, target):
-        shutil.copytree(source, target)
+        os.mkdir(target)
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(publish.files, "copy_tree", full)
+    monkeypatch.setattr(shutil, "copytree", full)
     with pytest.raises(PipelineError, match="No space left on device"):
-        publish.publish(exported, tmp_path)
+        publish.publish(run, tmp_path, force=True)
     assert not list((tmp_path / "googlenet").iterdir())
 
 
-def test_a_missing_export_is_named(tmp_path):
-    with pytest.raises(PipelineError, match=f"no export at {tmp_path}/export"):
-        publish.publish(tmp_path / "export", tmp_path / "models")
+def test_a_missing_export_is_named(run, tmp_path):
+    shutil.rmtree(run.export)
+    with pytest.raises(PipelineError, match=f"no export at {run.export}"):
+        publish.publish(run, tmp_path / "models", force=True)
 
 
 @pytest.mark.parametrize("harm", ["change", "remove", "add"])
-def test_an_export_that_is_not_its_manifests_is_refused(exported, tmp_path, harm):
-    copy = tmp_path / "export"
-    shutil.copytree(exported, copy)
+def test_an_export_that_is_not_its_manifests_is_refused(run, tmp_path, harm):
     if harm == "change":
-        with (copy / "saved_model.pb").open("r+b") as file:
-            file.truncate(1000)
+        os.truncate(run.export / "saved_model.pb", 1000)
     elif harm == "remove":
-        (copy / "saved_model.pb").unlink()
+        (run.export / "saved_model.pb").unlink()
     else:
-        (copy / "extra").write_text("")
+        (run.export / "extra").write_text("")
     name = "extra" if harm == "add" else "saved_model.pb"
     with pytest.raises(PipelineError, match=f"{name} is not as its manifest says"):
-        publish.publish(copy, tmp_path / "models")
-    assert not (tmp_path / "models").exists() or not list((tmp_path / "models").rglob("*.pb"))
+        publish.publish(run, tmp_path / "models", force=True)
+    assert not (tmp_path / "models").exists()
 
 
 @pytest.mark.parametrize("text", ["{", "{}", '{"sha256": 3}'])
-def test_a_broken_manifest_is_named(exported, tmp_path, text):
-    copy = tmp_path / "export"
-    shutil.copytree(exported, copy)
-    (copy / "assets.extra" / "manifest.json").write_text(text)
+def test_a_broken_manifest_is_named(run, tmp_path, text):
+    (run.export / "assets.extra" / "manifest.json").write_text(text)
     with pytest.raises(PipelineError, match=r"manifest\.json is broken"):
-        publish.publish(copy, tmp_path / "models")
+        publish.publish(run, tmp_path / "models", force=True)
+
+
+def test_what_the_exporter_writes_is_accepted(run, exported):
+    publish.check(exported)

@@ -5,7 +5,6 @@ import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -88,11 +87,11 @@ def test_waiting_for_a_first_version_ends_with_a_signal_too(tmp_path):
     assert server.returncode == 0
 
 
-def test_a_new_version_is_served_without_a_restart(exported: Path, tmp_path):
-    publish.publish(exported, tmp_path)
+def test_a_new_version_is_served_without_a_restart(run, exported, tmp_path):
+    publish.publish(run, tmp_path, force=True)
     with local_server.serving(tmp_path) as client:
         assert client.wait_until_ready() == 1
-        publish.publish(exported, tmp_path)
+        publish.publish(run, tmp_path, force=True)
         for _ in range(300):
             if {s.version: s.state for s in client.status()} == {1: "END", 2: "AVAILABLE"}:
                 break

@@ -7,8 +7,8 @@ import pytest
 
 from serving.engine import Servable
 from serving.errors import Code, ConfigError, ServingError
-from serving.models_config import ModelConfig
-from serving.repository import Polling, Repository, State
+from serving.models_config import ModelConfig, _Policy
+from serving.repository import Polling, Repository, State, follow
 
 X = {"x": np.array([1], np.float32)}
 
@@ -120,14 +120,13 @@ def test_removing_all_versions_unloads_but_removing_the_base_path_does_not(
     assert caught.value.code is Code.NOT_FOUND
 
 
-def test_labels_name_versions(repository, add_version):
-    from serving.models_config import _Policy
-
+def test_labels_name_versions(repository, add_version, tmp_path):
     add_version(1, 2.0)
     add_version(2, 3.0)
     both = _Policy(all=_Policy.All())
-    served = repository(policy=both, labels={"stable": 1})
+    served = repository(policy=both)
     served.start()
+    served.reload([ModelConfig("affine", tmp_path / "affine", both, {"stable": 1})])
     assert answer(served, label="stable") == (1, 3)
     assert answer(served) == (2, 4)
     with pytest.raises(ServingError, match="Unrecognized servable version label: canary") as caught:
@@ -192,3 +191,83 @@ def test_a_base_path_that_cannot_be_read_is_waited_for(repository, add_version, 
     (tmp_path / "affine").symlink_to(tmp_path / "affine")
     served.poll()
     assert states(served) == {1: State.AVAILABLE}
+
+
+def config_of(tmp_path, labels, *numbers):
+    policy = _Policy(specific=_Policy.Specific(versions=numbers))
+    return ModelConfig("affine", tmp_path / "affine", policy, labels)
+
+
+def refused(version):
+    return pytest.raises(ServingError, match=f"assign label to version {version} of model affine")
+
+
+def test_a_label_is_given_to_a_version_that_is_available(repository, add_version, tmp_path):
+    add_version(1, 2.0)
+    add_version(2, 3.0)
+    served = repository()
+    served.start()
+    with refused(1) as caught:
+        served.reload([config_of(tmp_path, {"stable": 1}, 1, 2)])
+    assert caught.value.code is Code.FAILED_PRECONDITION
+    assert states(served) == {2: State.AVAILABLE}
+    served.reload([config_of(tmp_path, {}, 1, 2)])
+    served.reload([config_of(tmp_path, {"stable": 1}, 1, 2)])
+    assert answer(served, label="stable") == (1, 3)
+    with refused(7):
+        served.reload([config_of(tmp_path, {"stable": 7}, 2)])
+    assert answer(served, label="stable") == (1, 3)
+    served.reload([config_of(tmp_path, {"stable": 2}, 2)])
+    assert answer(served, label="stable") == (2, 4)
+    assert states(served) == {2: State.AVAILABLE, 1: State.END}
+    served.reload([config_of(tmp_path, {}, 1)])
+    assert states(served) == {1: State.AVAILABLE, 2: State.END}
+
+
+def test_a_new_label_may_be_allowed_before_its_version_but_not_a_moved_one(add_version, tmp_path):
+    add_version(1)
+    add_version(2)
+    stop = threading.Event()
+    first = config_of(tmp_path, {"stable": 1}, 1)
+    with pytest.raises(ConfigError, match=r"version 1 of model affine.*: give --allow_version"):
+        Repository([first], Servable, Polling(0, 0), stop).start()
+    served = Repository([first], Servable, Polling(0, 0), stop, allow_unavailable=True)
+    served.start()
+    assert answer(served, label="stable")[0] == 1
+    with refused(2):
+        served.reload([config_of(tmp_path, {"stable": 2}, 1, 2)])
+    served.reload([config_of(tmp_path, {"stable": 1, "canary": 2}, 1, 2)])
+    assert answer(served, label="canary")[0] == 2
+
+
+def test_a_model_that_is_no_longer_configured_ends(repository, add_version, tmp_path):
+    add_version(1)
+    served = repository()
+    served.start()
+    with served.servable("affine") as held:
+        served.reload([ModelConfig("other", tmp_path / "affine")])
+        assert held.predict(X)["y"][0] == 3
+    with pytest.raises(ServingError, match=r"Latest\(affine\)"):
+        answer(served)
+    with served.servable("other") as servable:
+        assert servable.version == 1
+
+
+def test_a_changed_file_is_followed_and_a_broken_one_is_not(repository, add_version, tmp_path):
+    add_version(1)
+    add_version(2)
+    served, stop = repository(), threading.Event()
+    served.start()
+    file = tmp_path / "models.config"
+    entry = f'name: "affine" base_path: "{tmp_path}/affine"'
+    file.write_text("model_config_list {")
+    follow(served, file, 0.05, stop)
+    time.sleep(0.3)
+    assert states(served) == {2: State.AVAILABLE}
+    policy = "model_version_policy { specific { versions: 1 } }"
+    file.write_text(f"model_config_list {{ config {{ {entry} {policy} }} }}")
+    deadline = time.monotonic() + 30
+    while states(served).get(2) is not State.END and time.monotonic() < deadline:
+        time.sleep(0.05)
+    stop.set()
+    assert states(served) == {2: State.END, 1: State.AVAILABLE}

@@ -1,0 +1,122 @@
+"""Promotion and roll-back on a real server, which is asked by label."""
+
+import contextlib
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+import tensorflow as tf
+from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
+from tfs_client import Client
+
+from pipeline import local_server, promote, publish
+from pipeline.errors import PipelineError
+from tests.conftest import ROOT, Affine
+from tests.pipeline import exports
+
+TIMEOUT = 20
+
+
+def publish_line(folder: Path, models: Path, slope: float) -> int:
+    def save(export):
+        model = Affine(slope)
+        tf.saved_model.save(model, str(export), signatures={"serving_default": model.line})
+
+    return publish.publish(exports.make_run(folder, save), models, force=True)
+
+
+@contextlib.contextmanager
+def serving(*flags: str) -> Iterator[str]:
+    """A server on a free port; its address once it is available."""
+    port = local_server.free_port()
+    command = [sys.executable, "-m", "serving", f"--port={port}", *flags]
+    with (
+        subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL) as process,
+        Client(f"localhost:{port}") as client,
+    ):
+        try:
+            client.wait_until_ready(60)
+            yield client.address
+        finally:
+            process.terminate()
+            process.wait(60)
+
+
+def ask(address: str, label: str) -> tuple[int, float]:
+    """The version that answers for a label, and what it makes of 1."""
+    request = predict_pb2.PredictRequest()
+    request.model_spec.name, request.model_spec.version_label = "googlenet", label
+    request.inputs["x"].CopyFrom(tf.make_tensor_proto([1.0]))
+    with grpc.insecure_channel(address) as channel:
+        stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
+        answer = stub.Predict(request, timeout=TIMEOUT)
+    return answer.model_spec.version.value, answer.outputs["y"].float_val[0]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> Path:
+    """Version n is y = n·x + 1; version 3 cannot be loaded."""
+    folder = tmp_path_factory.mktemp("promote")
+    for version in (1, 2):
+        publish_line(folder / f"run-{version}", folder / "models", version)
+    publish.publish(exports.make_run(folder / "run-3"), folder / "models", force=True)
+    return folder / "models"
+
+
+@pytest.fixture(scope="module")
+def address(models) -> Iterator[str]:
+    """A server that follows models.config."""
+    promote.promote(models, 1, "stable")
+    with serving(
+        f"--model_config_file={models}/models.config",
+        "--model_config_file_poll_wait_seconds=1",
+        "--allow_version_labels_for_unavailable_models",
+    ) as address:
+        yield address
+
+
+def test_a_server_follows_promotion_and_roll_back(models, address, command):
+    assert ask(address, "stable") == (1, 2)
+    promote.promote(models, 2, "canary", address, TIMEOUT)
+    assert ask(address, "canary") == (2, 3)
+    assert ask(address, "stable") == (1, 2)
+    done = command(
+        "pipeline", "promote", 2, "--label=stable", "--repository", models, "--address", address
+    )
+    assert (done.returncode, done.stdout) == (0, f"stable is version 2 on {address}\n")
+    assert ask(address, "stable") == (2, 3)
+    assert promote.rollback(models, address, TIMEOUT) == 1
+    assert ask(address, "stable") == (1, 2)
+    assert ask(address, "canary") == (2, 3)
+
+
+def test_a_version_that_cannot_be_loaded_gets_no_label(models, address):
+    before = (models / "models.config").read_text()
+    with pytest.raises(PipelineError, match=r"cannot load version 3: END .*parse") as caught:
+        promote.promote(models, 3, "stable", address, TIMEOUT)
+    assert address in str(caught.value)
+    assert (models / "models.config").read_text() == before
+    # What failed before says nothing about this time.
+    with pytest.raises(PipelineError, match="version 3 AVAILABLE after 2 s: END"):
+        promote.promote(models, 3, "stable", address, 2)
+    assert ask(address, "stable") == (1, 2)
+
+
+def test_a_server_that_does_not_follow_is_named(models, address):
+    before = (models / "models.config").read_text()
+    with serving("--model_name=googlenet", f"--model_base_path={models}/googlenet") as other:
+        with pytest.raises(PipelineError, match="does not have version 1 AVAILABLE after 0 s: not"):
+            promote.promote(models, 1, "stable", other, 0)
+        with pytest.raises(PipelineError, match="label stable at version 2 after 0 s: Unrecog"):
+            promote.promote(models, 2, "stable", other, 0)
+    assert (models / "models.config").read_text() == before
+
+
+def test_no_server_no_change(models, address):
+    before = (models / "models.config").read_text()
+    with pytest.raises(PipelineError, match="is the server running"):
+        promote.promote(models, 2, "stable", f"localhost:{local_server.free_port()}", TIMEOUT)
+    assert (models / "models.config").read_text() == before
