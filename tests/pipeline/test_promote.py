@@ -61,7 +61,7 @@ def models(tmp_path_factory) -> Path:
     """Version n is y = n·x + 1; version 3 cannot be loaded."""
     folder = tmp_path_factory.mktemp("promote")
     for version in (1, 2):
-        publish_line(folder / f"run-{version}", folder / "models", version)
+        publish_line(folder / f"run-{version}", folder / "models", float(version))
     publish.publish(exports.make_run(folder / "run-3"), folder / "models", force=True)
     return folder / "models"
 
@@ -95,7 +95,7 @@ def test_a_server_follows_promotion_and_roll_back(models, address, command):
 
 def test_a_version_that_cannot_be_loaded_gets_no_label(models, address):
     before = (models / "models.config").read_text()
-    with pytest.raises(PipelineError, match=r"cannot load version 3: END .*parse") as caught:
+    with pytest.raises(PipelineError, match=r"cannot load version 3: END .*has no graph") as caught:
         promote.promote(models, 3, "stable", address, TIMEOUT)
     assert address in str(caught.value)
     assert (models / "models.config").read_text() == before
@@ -105,13 +105,18 @@ def test_a_version_that_cannot_be_loaded_gets_no_label(models, address):
     assert ask(address, "stable") == (1, 2)
 
 
-def test_a_server_that_does_not_follow_is_named(models, address):
+def test_a_server_that_does_not_follow_is_named(models, address, tmp_path):
     before = (models / "models.config").read_text()
-    with serving("--model_name=googlenet", f"--model_base_path={models}/googlenet") as other:
-        with pytest.raises(PipelineError, match="does not have version 1 AVAILABLE after 0 s: not"):
-            promote.promote(models, 1, "stable", other, 0)
-        with pytest.raises(PipelineError, match="label stable at version 2 after 0 s: Unrecog"):
+    fixed = tmp_path / "models.config"
+    fixed.write_text(
+        f'model_config_list {{ config {{ name: "googlenet" base_path: "{models}/googlenet" '
+        'model_platform: "tensorflow" model_version_policy { specific { versions: 1 } } } }'
+    )
+    with serving(f"--model_config_file={fixed}") as other:
+        with pytest.raises(PipelineError, match="version 2 AVAILABLE after 0 s: not asked for"):
             promote.promote(models, 2, "stable", other, 0)
+        with pytest.raises(PipelineError, match="label canary at version 1 after 0 s: Unrecog"):
+            promote.promote(models, 1, "canary", other, 0)
     assert (models / "models.config").read_text() == before
 
 
