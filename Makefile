@@ -14,6 +14,10 @@ FORCE_FLAG := $(if $(FORCE),--force $(if $(filter-out 1,$(FORCE)),"$(FORCE)"))
 ADDRESS_FLAG = $(if $(filter file,$(origin ADDRESS)),,--address "$(ADDRESS)")
 TRAIN_FLAGS := $(if $(PRESET),--preset $(PRESET)) $(if $(INIT_FROM),--init-from "$(INIT_FROM)") $(FLAGS)
 
+NEWEST := --model_name=googlenet --model_base_path=models/googlenet
+LABELLED := --model_config_file=models/models.config --model_config_file_poll_wait_seconds=1 \
+  --allow_version_labels_for_unavailable_models
+
 .DEFAULT_GOAL := help
 .NOTPARALLEL: # stages follow each other
 .PHONY: help setup demo data train import-weights evaluate export validate publish promote rollback versions prune serve classify benchmark benchmark-training benchmark-graph test test-slow lint format proto clean
@@ -23,7 +27,8 @@ help: ## print this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 	@echo; echo 'Variables: DATASET=tfds_name|folder  PRESET=demo|best|finetune|imagenet|paper'
 	@echo '           MIRROR=file:///…  RUN=runs/…  INIT_FROM=runs/…|file.pth  FLAGS="--seed 2 …"'
-	@echo '           WEIGHTS=file.pth  PRECISION=fp32|bf16|int8  IMAGE=file  ADDRESS=host:port  PORT=8500'
+	@echo '           WEIGHTS=file.pth  PRECISION=fp32|bf16|int8  GATE="--floor 0.9 …"  FORCE=reason'
+	@echo '           VERSION=3  LABEL=stable|canary  KEEP=3  IMAGE=file  ADDRESS=host:port  PORT=8500'
 
 setup: $(READY) ## make the virtual environment .venv (other targets do it by themselves)
 
@@ -76,9 +81,9 @@ prune: $(READY) ## delete all but the KEEP newest versions and the labelled ones
 	@test -n "$(KEEP)" || { echo 'make: say how many: make prune KEEP=3' >&2; exit 2; }
 	@$(PIPELINE) prune --keep "$(KEEP)"
 
-serve: $(READY) ## serve the published model on PORT until Ctrl-C
+serve: $(READY) ## serve the labelled versions, or the newest if none is, on PORT until Ctrl-C
 	@test -d models/googlenet || { echo 'make: no model is published in models/: run `make train export`' >&2; exit 2; }
-	@exec $(BIN)/python -m serving --port=$(PORT) --model_name=googlenet --model_base_path=models/googlenet \
+	@exec $(BIN)/python -m serving --port=$(PORT) $(if $(wildcard models/models.config),$(LABELLED),$(NEWEST)) \
 	  --enable_batching --batching_parameters_file=serving/config/batching.config
 
 classify: $(READY) ## classify IMAGE on the server at ADDRESS

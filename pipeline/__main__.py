@@ -93,13 +93,14 @@ def validate(options: Namespace) -> int:
     )
     from pipeline import dataset, validate
 
-    stable = validate.stable(options.repository)
     loaded: dataset.Dataset | PipelineError
     try:
         loaded = dataset.load(chosen.config.dataset, options.data_dir, options.mirror)
     except PipelineError as error:  # imported weights come without their data
         loaded = error
-    verdict = validate.validate(chosen, loaded, stable, thresholds, options.server_command)
+    verdict = validate.validate(
+        chosen, loaded, options.repository, thresholds, options.server_command
+    )
     return 0 if verdict.blessed else 1
 
 

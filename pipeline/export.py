@@ -19,7 +19,6 @@ and zeros elsewhere.
 """
 
 import dataclasses
-import hashlib
 import json
 import time
 from collections.abc import Iterator
@@ -270,14 +269,5 @@ def _manifest(
         "tensorflow": version("tensorflow"),
         "exported": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "metrics": {"split": "test", **metrics} if metrics else None,
-        "sha256": dict(checksums(folder)),
+        "sha256": files.checksums(folder),
     }
-
-
-def checksums(folder: Path) -> Iterator[tuple[str, str]]:
-    """(path below the folder, SHA-256) of every file but the manifest, sorted by path."""
-    for path in sorted(folder.rglob("*")):
-        if path.is_file() and path.name != "manifest.json":
-            with path.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-            yield str(path.relative_to(folder)), digest

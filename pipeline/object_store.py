@@ -88,6 +88,15 @@ class ObjectStore:
         return version
 
     @_translating
+    def fetch(self, version: int, folder: Path) -> None:
+        base = self._version_path(version)
+        for place, _, names in tf.io.gfile.walk(base):
+            below = folder / place.removeprefix(base).strip("/")
+            below.mkdir(parents=True, exist_ok=True)
+            for name in names:
+                tf.io.gfile.copy(f"{place.rstrip('/')}/{name}", str(below / name))
+
+    @_translating
     def remove(self, version: int) -> None:
         claim = self._write_claim(version)  # should this be killed, a later change goes on with it
         self._remove_tree(version)

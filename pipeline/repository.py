@@ -69,6 +69,9 @@ class Repository(Protocol):
             PipelineError: a file of the copy is not as it should be.
         """
 
+    def fetch(self, version: int, folder: Path) -> None:
+        """Copy a version to a folder of this machine that is not there yet."""
+
     def remove(self, version: int) -> None:
         """Delete a version in such a way that no server loads a half of it."""
 
@@ -139,6 +142,9 @@ class LocalRepository:
             shutil.rmtree(staging, ignore_errors=True)
         files.sync(self._base)
         return version
+
+    def fetch(self, version: int, folder: Path) -> None:
+        shutil.copytree(self._base / str(version), folder)
 
     def remove(self, version: int) -> None:
         aside = Path(tempfile.mkdtemp(prefix=_REMOVED, dir=self._base))

@@ -10,6 +10,7 @@ a stable version beside it, most of them for accuracy.
 
 import concurrent.futures
 import contextlib
+import functools
 import itertools
 import json
 import math
@@ -24,17 +25,16 @@ from pathlib import Path
 import grpc
 import numpy as np
 import tensorflow as tf
-from google.protobuf import text_format
-from tensorflow_serving.config import model_server_config_pb2
 from tfs_client import Client, InvalidImageError, TFSError
 from tqdm import tqdm
 
-from pipeline import contract, export, local_server, preprocessing, publish, samples, verdict
+from pipeline import contract, files, labels, local_server, preprocessing, publish, samples
 from pipeline.config import MODEL_NAME
 from pipeline.contract import Answers, Pictures
 from pipeline.dataset import Dataset
 from pipeline.errors import PipelineError, reason
 from pipeline.local_server import Server
+from pipeline.repository import open_repository
 from pipeline.run import Run
 from pipeline.verdict import NO_STABLE, Check, Thresholds, Verdict
 
@@ -52,7 +52,7 @@ Image = tuple[bytes, int]
 def validate(
     run: Run,
     data: Dataset | PipelineError,
-    baseline: Path | None,
+    repository: Path | str,
     thresholds: Thresholds,
     server_command: str | None = None,
 ) -> Verdict:
@@ -61,21 +61,25 @@ def validate(
     Args:
         run: with an export.
         data: what to measure accuracy on, or why there is nothing.
-        baseline: the version directory now stable, to compare with.
+        repository: where the version now stable is, to compare with: a path or an address.
         thresholds: what to ask.
         server_command: in place of the embedded server, see `local_server.command_line`.
 
     Raises:
-        PipelineError: there is no export, or no such server command.
+        PipelineError: there is no export, no such server command, or what is labelled stable is
+            not there.
     """
-    if not (run.export / export.EXTRA / "manifest.json").is_file():
+    if not (run.export / publish.MANIFEST).is_file():
         raise PipelineError(f"no export at {run.export}: make one with `make export`")
     with tempfile.TemporaryDirectory(prefix="googlenet-gate-") as scratch:
-        copy = _copy(run.export, Path(scratch) / "candidate", "1")
+        baseline = _stable(repository, Path(scratch) / "stable")
+        copy = _version(
+            Path(scratch) / "candidate", "1", functools.partial(shutil.copytree, run.export)
+        )
         subject = _Subject(run, copy, data, baseline, thresholds, server_command)
         found = Verdict(
             tuple(_checks(subject, Path(scratch))),
-            verdict.manifest_sha256(copy),
+            files.sha256(copy / publish.MANIFEST),
             int(baseline.name) if baseline else None,
             server_command or EMBEDDED,
         )
@@ -83,28 +87,6 @@ def validate(
     print(found.table())
     print(f"{'blessed' if found.blessed else 'REFUSED'}: {run.validation}")
     return found
-
-
-def stable(repository: Path) -> Path | None:
-    """The version directory that the repository's models.config labels stable, if one is.
-
-    Raises:
-        PipelineError: the file cannot be read, or there is no such version.
-    """
-    path = repository / "models.config"
-    if not path.is_file():
-        return None
-    try:
-        message = text_format.Parse(path.read_text(), model_server_config_pb2.ModelServerConfig())
-    except (OSError, UnicodeDecodeError, text_format.ParseError) as error:
-        raise PipelineError(f"{path} cannot be read ({error}): mend it") from error
-    models = [m for m in message.model_config_list.config if m.name == MODEL_NAME]
-    if not models or "stable" not in models[0].version_labels:
-        return None
-    version = repository / MODEL_NAME / str(models[0].version_labels["stable"])
-    if not version.is_dir():
-        raise PipelineError(f"{path} labels a version stable that is not at {version}: mend it")
-    return version
 
 
 @dataclass(frozen=True)
@@ -152,7 +134,6 @@ def _checks(subject: _Subject, scratch: Path) -> Iterator[Check]:
             return
         beside = None
         if subject.baseline:
-            _copy(subject.baseline, scratch / "stable", subject.baseline.name)
             name = "stable version's server"
             beside, started = _start(stack, name, scratch / "stable", subject.command)
             if beside is None:
@@ -185,13 +166,28 @@ def _guarded(name: str, checks: Iterator[Check]) -> Iterator[Check]:
 # --- what is served
 
 
-def _copy(version: Path, repository: Path, number: str) -> Path:
+def _stable(repository: Path | str, scratch: Path) -> Path | None:
+    """A copy of the version that the repository's models.config labels stable, if one is."""
+    store = open_repository(repository)
+    number = labels.read(store).labels.get("stable")
+    if number is None:
+        return None
+    if number not in store.versions():
+        raise PipelineError(
+            f"{store.place}/{labels.CONFIG} labels version {number} stable, which is not there: "
+            "promote another"
+        )
+    return _version(scratch, str(number), functools.partial(store.fetch, number))
+
+
+def _version(repository: Path, number: str, fetch: Callable[[Path], object]) -> Path:
     """A repository of one version; a copy, since links may not lead into a container."""
-    target = repository / MODEL_NAME / number
-    shutil.copytree(version, target)
+    version = repository / MODEL_NAME / number
+    version.parent.mkdir(parents=True)
+    fetch(version)
     shutil.copy(local_server.BATCHING_CONFIG, repository)
     repository.parent.chmod(0o755)  # mkdtemp's is for the owner alone; servers run as somebody else
-    return target
+    return version
 
 
 def _files(subject: _Subject) -> Check:
@@ -201,8 +197,13 @@ def _files(subject: _Subject) -> Check:
     except PipelineError as error:
         text = str(error).replace(str(subject.copy), str(subject.run.export))
         return Check("files", False, detail=text)
-    count = sum(1 for _ in export.checksums(subject.copy))
-    return Check("files", True, count, "the manifest", "the bytes that the manifest names")
+    return Check(
+        "files",
+        True,
+        len(files.checksums(subject.copy)),
+        "the manifest",
+        "the bytes that the manifest names",
+    )
 
 
 def _start(
@@ -339,7 +340,7 @@ def _against_stable(subject: _Subject, accuracies: list[float]) -> Check:
 def _class_names(version: Path) -> tuple[str, ...]:
     """Empty where a version does not say."""
     try:
-        manifest = json.loads((version / export.EXTRA / "manifest.json").read_text())
+        manifest = json.loads((version / publish.MANIFEST).read_text())
         return tuple(manifest["class_names"])
     except (OSError, ValueError, KeyError, TypeError):
         return ()

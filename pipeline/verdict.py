@@ -1,6 +1,5 @@
 """What the gate asks of an export, and what it found: the verdict, in JSON and as a table."""
 
-import hashlib
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -109,12 +108,6 @@ class Verdict:
         return "\n".join(
             "  ".join([*map(str.ljust, row, widths), row[-1]]).rstrip() for row in rows
         )
-
-
-def manifest_sha256(exported: Path) -> str:
-    """What a verdict and an export are matched by."""
-    manifest = exported / "assets.extra" / "manifest.json"
-    return hashlib.sha256(manifest.read_bytes()).hexdigest()
 
 
 def _text(measured: float | str | None) -> str:

@@ -1,6 +1,7 @@
 """Small real things that tests share: images, a trained run, a model repository, a server."""
 
 import os
+import signal
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
@@ -21,6 +22,9 @@ from pipeline.run import Run
 
 # Batches run within the tests' own process too; see `serving.batching.inter_op_threads`.
 tf.config.threading.set_inter_op_parallelism_threads(8)
+
+# Started in the background of a script, it would be ignored here and in every child.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).parent.parent
 COLOURS = {"blue": (30, 40, 220), "green": (20, 200, 40), "red": (230, 30, 20)}

@@ -42,6 +42,12 @@ def test_publish_promote_roll_back_and_prune(run, place, capsys):
     assert "published ram://" in capsys.readouterr().out
 
 
+def test_a_version_comes_back_as_it_was_published(run, place, tmp_path):
+    publish.publish(run, place, force=True)
+    ObjectStore(place).fetch(1, tmp_path / "version")
+    assert publish.check(tmp_path / "version") == publish.check(run.export)
+
+
 def test_publishers_at_once_get_numbers_of_their_own(run, place):
     with futures.ThreadPoolExecutor(4) as pool:
         published = [pool.submit(publish.publish, run, place, True) for _ in range(12)]

@@ -16,7 +16,7 @@ import psutil
 import pytest
 import tensorflow as tf
 
-from pipeline import export, local_server, validate, verdict
+from pipeline import export, files, local_server, promote, publish, validate
 from pipeline.errors import PipelineError
 from pipeline.run import Run
 from pipeline.verdict import Check, Thresholds, Verdict
@@ -28,7 +28,9 @@ NO_DATA = PipelineError("no images: fetch them")
 def make_manifest(folder: Path, **changes: object) -> None:
     """Make an export's manifest agree with its files again."""
     path = folder / "assets.extra" / "manifest.json"
-    manifest = json.loads(path.read_text()) | {"sha256": dict(export.checksums(folder))} | changes
+    manifest = json.loads(path.read_text())
+    path.unlink()
+    manifest |= {"sha256": files.checksums(folder)} | changes
     path.write_text(json.dumps(manifest))
 
 
@@ -80,15 +82,11 @@ def bad_repository(exported, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def stable(models) -> Path:
-    return models / "googlenet" / "1"
-
-
-def config_with(label: str, version: int, repository: Path) -> None:
-    (repository / "models.config").write_text(
-        'model_config_list { config { name: "googlenet" base_path: "/models/googlenet" '
-        f'version_labels {{ key: "{label}" value: {version} }} }} }}'
-    )
+def repository(models, tmp_path_factory) -> Path:
+    """With the export as version 1, now stable."""
+    repository = shutil.copytree(models, tmp_path_factory.mktemp("gate") / "models")
+    promote.promote(repository, 1, "stable")
+    return repository
 
 
 def checks_of(found: Verdict) -> dict[str, Check]:
@@ -99,22 +97,18 @@ def refused(found: Verdict) -> list[str]:
     return [check.check for check in found.checks if not check.passed]
 
 
-def test_a_good_export_is_blessed_against_the_stable_version(
-    run, exported, stable, command, tmp_path
-):
-    shutil.copytree(stable, tmp_path / "googlenet" / "3")
-    config_with("stable", 3, tmp_path)
+def test_a_good_export_is_blessed_against_the_stable_version(run, exported, repository, command):
     # Two copies of one model on a busy machine: the ratio that is tested is that there is one.
     done = command(
-        "pipeline", "validate", "--run", run.path, "--repository", tmp_path, "--latency-ratio", 10
+        "pipeline", "validate", "--run", run.path, "--repository", repository, "--latency-ratio", 10
     )
     assert done.returncode == 0, done.stdout + done.stderr
     record = json.loads(run.validation.read_text())
     assert record["blessed"] is True
     assert record["reasons"] == []
-    assert record["baseline"] == 3
+    assert record["baseline"] == 1
     assert record["server"] == "python -m serving"
-    assert record["manifest_sha256"] == verdict.manifest_sha256(exported)
+    assert record["manifest_sha256"] == files.sha256(exported / publish.MANIFEST)
     measured = {check["check"]: check["measured"] for check in record["checks"]}
     assert list(measured) == [
         *("files", "server", "signatures", "golden answers"),
@@ -129,13 +123,15 @@ def test_a_good_export_is_blessed_against_the_stable_version(
         assert f"\n{name} " in done.stdout
 
 
-def test_a_slow_and_worse_export_is_refused_for_each(run, data, stable, bad_repository, tmp_path):
+def test_a_slow_and_worse_export_is_refused_for_each(
+    run, data, repository, bad_repository, tmp_path
+):
     """By a server under another name, which gets TensorFlow Serving's flags."""
     program = tmp_path / "tensorflow_model_server"
     program.write_text(f'#!/bin/sh\n{sys.executable} -m serving "$@"\n')
     program.chmod(0o755)
     bad = in_run(run, tmp_path, bad_repository / "googlenet" / "1")
-    found = validate.validate(bad, data, stable, Thresholds(), str(program))
+    found = validate.validate(bad, data, repository, Thresholds(), str(program))
     assert refused(found) == ["accuracy", "accuracy lost", "latency"]
     accuracy, lost, latency = found.reasons
     assert accuracy.endswith("of 6 test images, below the floor")
@@ -153,7 +149,7 @@ def test_a_signature_that_is_missing_or_different_is_named(run, exported, tmp_pa
     # Else the server refuses to start, since warm-up asks for what is missing.
     (tmp_path / "export/assets.extra/tf_serving_warmup_requests").unlink(missing_ok=True)
     make_manifest(tmp_path / "export")
-    found = validate.validate(in_run(run, tmp_path), NO_DATA, None, Thresholds())
+    found = validate.validate(in_run(run, tmp_path), NO_DATA, tmp_path, Thresholds())
     assert found.reasons == [
         "signatures: signature classify is missing; signature embed: output embedding is "
         "absent, not float32 [-1, 1024]; signature embed: output vector is float32 [-1, 1024], "
@@ -165,7 +161,7 @@ def test_a_signature_that_is_missing_or_different_is_named(run, exported, tmp_pa
 def test_a_file_cut_short_is_named_by_the_manifest(run, exported, tmp_path):
     cut = in_run(run, tmp_path, exported)
     os.truncate(cut.export / "saved_model.pb", 1000)
-    found = validate.validate(cut, NO_DATA, None, Thresholds())
+    found = validate.validate(cut, NO_DATA, tmp_path, Thresholds())
     assert refused(found) == ["files"]
     assert f"{cut.export}/saved_model.pb is not as its manifest says" in found.reasons[0]
 
@@ -196,7 +192,7 @@ def test_answers_that_are_not_the_exports_are_refused_and_no_data_too(
         f"--model_base_path={bad_repository}/googlenet"
     )
     own = in_run(run, tmp_path, exported)
-    found = validate.validate(own, NO_DATA, None, Thresholds(), command)
+    found = validate.validate(own, NO_DATA, tmp_path, Thresholds(), command)
     golden, accuracy = found.reasons
     assert golden.startswith("golden answers: difference: ")
     assert "serving_default served and offline: classes" in golden
@@ -207,8 +203,8 @@ def test_answers_that_are_not_the_exports_are_refused_and_no_data_too(
     assert found.server == command
 
 
-def test_a_stable_version_of_other_classes_is_not_compared(run, data, stable, tmp_path):
-    other = shutil.copytree(stable, tmp_path / "2")
+def test_a_stable_version_of_other_classes_is_not_compared(run, data, exported, tmp_path):
+    other = shutil.copytree(exported, tmp_path / "2")
     make_manifest(other, class_names=["a", "b", "c"])
     subject = validate._Subject(run, run.export, data, other, Thresholds(), None)
     check = validate._against_stable(subject, [0.9, 0.9])
@@ -229,7 +225,7 @@ def test_a_server_that_does_not_start_is_a_reason(
     monkeypatch.setattr(local_server, "START_SECONDS", 2.0)
     own = in_run(run, tmp_path, exported)
     begun = time.monotonic()
-    found = validate.validate(own, NO_DATA, None, Thresholds(), server)
+    found = validate.validate(own, NO_DATA, tmp_path, Thresholds(), server)
     assert found.reasons == [words]
     assert time.monotonic() - begun < 20
 
@@ -245,27 +241,29 @@ def test_a_server_command_that_is_none_is_a_mistake(run, exported, tmp_path):
     own = in_run(run, tmp_path, exported)
     for server in ("no-such-program --flag", "sh 'open", " "):
         with pytest.raises(PipelineError, match="server command"):
-            validate.validate(own, NO_DATA, None, Thresholds(), server)
+            validate.validate(own, NO_DATA, tmp_path, Thresholds(), server)
     assert not own.validation.exists()
 
 
 def test_a_run_without_an_export_is_a_mistake(run, tmp_path):
     with pytest.raises(PipelineError, match=f"no export at {tmp_path}/export"):
-        validate.validate(in_run(run, tmp_path), NO_DATA, None, Thresholds())
+        validate.validate(in_run(run, tmp_path), NO_DATA, tmp_path, Thresholds())
 
 
-def test_the_stable_version_is_what_models_config_says(tmp_path):
-    assert validate.stable(tmp_path) is None
-    config_with("canary", 4, tmp_path)
-    assert validate.stable(tmp_path) is None
-    config_with("stable", 4, tmp_path)
-    with pytest.raises(PipelineError, match=f"not at {tmp_path}/googlenet/4"):
-        validate.stable(tmp_path)
-    (tmp_path / "googlenet" / "4").mkdir(parents=True)
-    assert validate.stable(tmp_path) == tmp_path / "googlenet" / "4"
-    (tmp_path / "models.config").write_text("model_config_list {")
-    with pytest.raises(PipelineError, match=r"models\.config cannot be read"):
-        validate.stable(tmp_path)
+def test_the_stable_version_is_what_models_config_says(repository, tmp_path):
+    assert validate._stable(tmp_path, tmp_path / "none") is None
+    models = shutil.copytree(repository, tmp_path / "models")
+    there = validate._stable(models, tmp_path / "1")
+    assert there == tmp_path / "1" / "googlenet" / "1"
+    assert publish.check(there) == publish.check(models / "googlenet" / "1")
+    shutil.rmtree(models / "googlenet" / "1")
+    with pytest.raises(
+        PipelineError, match=r"models\.config labels version 1 stable, which is not"
+    ):
+        validate._stable(models, tmp_path / "2")
+    (models / "models.config").write_text("model_config_list {")
+    with pytest.raises(PipelineError, match=r"models\.config is not a model server's"):
+        validate._stable(models, tmp_path / "3")
 
 
 def test_a_gate_that_is_told_to_end_leaves_nothing(run, exported, tmp_path):
