@@ -96,7 +96,7 @@ class Config:
                 raise choice(what, getattr(self, what), known)
         for what, low, high in (
             ("holdout", 0.0, 0.5),
-            ("image_size", 16, 1024),
+            ("image_size", 16, 512),
             ("early_share", 0.0, 1.0),
             ("epochs", 1, 10_000),
             ("batch_size", 1, 65_536),

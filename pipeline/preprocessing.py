@@ -4,9 +4,13 @@ The network reads uint8 pixels [N,S,S,3] and scales them itself, so that what is
 stages, and what is cached and sent, is whole numbers: equal or not, never nearly.
 """
 
+import functools
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import tensorflow as tf
+
+from pipeline import image_header
 
 
 def to_pixels(images: tf.Tensor, size: int) -> tf.Tensor:
@@ -28,8 +32,14 @@ def to_pixels(images: tf.Tensor, size: int) -> tf.Tensor:
     return tf.cast(tf.round(resized), tf.uint8)
 
 
-MAX_PIXELS = 64_000_000  # of an encoded picture: 192 MB decoded; cameras reach 50 million
-HEADER_BYTES = 26  # in which PNG, GIF and BMP name their size
+MAX_PIXELS = 25_000_000  # of an encoded picture: 75 MB decoded; the screens of 2026 have 20 million
+MAX_JPEG_PIXELS = (
+    64_000_000  # cameras reach 50 million; those are decoded at an eighth of their sides
+)
+MAX_SCANS = 100  # of a progressive JPEG, each of which costs a pass over all of it; ten are usual
+REDUCED_SIDE = 512  # no side of a JPEG is decoded to less than that, if it has more
+
+_JPEG = b"\xff\xd8\xff"  # what it begins with
 
 # From a picture's shape, int32 [H,W,C], the part of it wanted: int32 [top,left,height,width].
 Window = Callable[[tf.Tensor], tf.Tensor]
@@ -38,77 +48,69 @@ Window = Callable[[tf.Tensor], tf.Tensor]
 def decode(image_bytes: tf.Tensor, window: Window | None = None) -> tf.Tensor:
     """Decode one JPEG, PNG, GIF (first frame) or BMP: string [] to uint8 [H,W,3].
 
+    A large JPEG is decoded at a half, a quarter or an eighth of its sides, as long as both keep
+    `REDUCED_SIDE`, which costs a fraction of the time and the memory.
+
     Args:
         image_bytes: the encoded picture.
         window: the part of it that is wanted. Of a JPEG only that part is decoded, to the same
-            pixels but for the colours at its edge, in a third of the time for a random crop.
+            pixels but for the colours at its edge, in a third of the time for a random crop; it
+            is not reduced.
 
     Raises:
         tf.errors.InvalidArgumentError: when run on bytes that are none of these, or on a picture
-            that has more than `MAX_PIXELS` by its header; nothing is allocated for it then.
+            that is over one of the limits above by its header; nothing is allocated for it then.
     """
-    limit = tf.debugging.assert_less_equal(
-        pixels_by_header(image_bytes),
-        tf.constant(MAX_PIXELS, tf.int64),
-        f"the picture has more than {MAX_PIXELS:,} pixels: shrink it",
+    image = tf.cond(
+        tf.io.is_jpeg(image_bytes),
+        lambda: _decode_jpeg(image_bytes, window),
+        lambda: cut(_decode_other(image_bytes), window),
     )
-    with tf.control_dependencies([limit] if limit is not None else []):
-        image_bytes = tf.identity(image_bytes)
-
-    def whole() -> tf.Tensor:
-        image = tf.io.decode_image(image_bytes, channels=3, expand_animations=False)
-        image.set_shape((None, None, 3))
-        return image
-
-    if window is None:
-        return whole()
-
-    def part_of_jpeg() -> tf.Tensor:
-        part = window(tf.io.extract_jpeg_shape(image_bytes))
-        return tf.io.decode_and_crop_jpeg(image_bytes, part, channels=3)
-
-    image = tf.cond(tf.io.is_jpeg(image_bytes), part_of_jpeg, lambda: cut(whole(), window))
     image.set_shape((None, None, 3))
     return image
 
 
-def pixels_by_header(image_bytes: tf.Tensor) -> tf.Tensor:
-    """Height × width as a picture's first bytes name them: string [] to int64 [].
+def _decode_jpeg(image_bytes: tf.Tensor, window: Window | None) -> tf.Tensor:
+    shape = tf.io.extract_jpeg_shape(image_bytes)
+    pixels, scans = tf.reduce_prod(tf.cast(shape[:2], tf.int64)), image_header.scans(image_bytes)
+    limits = f"the JPEG has more than {MAX_JPEG_PIXELS:,} pixels or {MAX_SCANS} scans: save it anew"
+    within = (pixels <= MAX_JPEG_PIXELS) & (scans <= MAX_SCANS)
+    with _asserted(within, limits):
+        image_bytes = tf.identity(image_bytes)
+    if window:
+        return tf.io.decode_and_crop_jpeg(image_bytes, window(shape), channels=3)
+    side = tf.minimum(shape[0], shape[1])
+    halvings = tf.math.count_nonzero(side >= [2 * REDUCED_SIDE, 4 * REDUCED_SIDE, 8 * REDUCED_SIDE])
+    decoders = [
+        functools.partial(tf.io.decode_jpeg, image_bytes, channels=3, ratio=ratio)
+        for ratio in (1, 2, 4, 8)
+    ]
+    return tf.switch_case(tf.cast(halvings, tf.int32), decoders)
 
-    0 for what is no JPEG, PNG, GIF or BMP. A GIF's size is that of its screen.
 
-    Raises:
-        tf.errors.InvalidArgumentError: when run on a header that is cut short.
+def _decode_other(image_bytes: tf.Tensor) -> tf.Tensor:
+    limits = f"the picture is no JPEG, PNG, GIF or BMP of up to {MAX_PIXELS:,} pixels: convert it"
+    pixels = image_header.pixels(image_bytes)
+    with _asserted((pixels > 0) & (pixels <= MAX_PIXELS), limits):
+        image_bytes = tf.identity(image_bytes)
+
+    def one_frame() -> tf.Tensor:
+        frame, pixels = image_header.first_frame(image_bytes)
+        with _asserted(pixels <= MAX_PIXELS, limits):
+            return tf.identity(frame)
+
+    is_gif = tf.strings.substr(image_bytes, 0, 3) == b"GIF"
+    image_bytes = tf.cond(is_gif, one_frame, lambda: image_bytes)
+    return tf.io.decode_image(image_bytes, channels=3, expand_animations=False)
+
+
+def _asserted(condition: tf.Tensor, message: str) -> AbstractContextManager:
+    """A block whose tensors are computed only if a condition holds.
+
+    `tf.debugging.Assert` would put its message into a branch, which costs more than the message.
     """
-    header = tf.io.decode_raw(tf.strings.substr(image_bytes, 0, HEADER_BYTES), tf.uint8)
-
-    def number(begin: int, end: int, shifts: range) -> tf.Tensor:
-        places = tf.constant([2**shift for shift in shifts], tf.int64)
-        digits = tf.ensure_shape(header[begin:end], (end - begin,))
-        return tf.reduce_sum(tf.cast(digits, tf.int64) * places)
-
-    def jpeg() -> tf.Tensor:
-        shape = tf.cast(tf.io.extract_jpeg_shape(image_bytes), tf.int64)
-        return shape[0] * shape[1]
-
-    def png() -> tf.Tensor:
-        big_endian = range(24, -1, -8)
-        return number(16, 20, big_endian) * number(20, 24, big_endian)
-
-    def gif() -> tf.Tensor:
-        return number(6, 8, range(0, 16, 8)) * number(8, 10, range(0, 16, 8))
-
-    def bmp() -> tf.Tensor:
-        width, height = number(18, 22, range(0, 32, 8)), number(22, 26, range(0, 32, 8))
-        return width * tf.minimum(height, 2**32 - height)  # negative: from the top down
-
-    first = tf.strings.substr(image_bytes, 0, 2)
-    return tf.case(
-        [(first == begin, size) for begin, size in (
-            (b"\xff\xd8", jpeg), (b"\x89P", png), (b"GI", gif), (b"BM", bmp),
-        )],
-        default=lambda: tf.constant(0, tf.int64),
-    )  # fmt: skip
+    check = tf.raw_ops.Assert(condition=condition, data=[tf.constant(message)])
+    return tf.control_dependencies([check] if check is not None else [])
 
 
 def cut(image: tf.Tensor, window: Window | None) -> tf.Tensor:
@@ -136,20 +138,65 @@ def decode_batch(
     Returns:
         uint8 [N,S,S,3] with zeros where decoding failed, and bool [N], true where it succeeded.
     """
+
+    def open_any(record: tf.Tensor) -> tf.Tensor:
+        return decode(extract(record))
+
+    def open_jpeg(record: tf.Tensor) -> tf.Tensor:
+        return _decode_jpeg(record, None)
+
+    alone = tf.size(records) == 1
+    jpeg = tf.reduce_all(tf.strings.substr(records, 0, len(_JPEG)) == _JPEG)
+    images, valid = tf.case(
+        [
+            (alone & jpeg, lambda: _decode_one(records, open_jpeg, size)),
+            (alone, lambda: _decode_one(records, open_any, size)),
+        ],
+        default=lambda: _decode_many(records, open_any, size),
+    )
+    return tf.ensure_shape(images, (None, size, size, 3)), tf.ensure_shape(valid, (None,))
+
+
+Decoder = Callable[[tf.Tensor], tf.Tensor]  # string [] to uint8 [H,W,3]
+
+
+def _decode_one(records: tf.Tensor, decoder: Decoder, size: int) -> tuple[tf.Tensor, tf.Tensor]:
+    """A batch of one, without what it costs to work in parallel and to put back into rows.
+
+    What `tf.data` is to do is set up for every batch, which takes longer the more there is of it,
+    even if it is not used.
+    """
+    decoded = tf.data.Dataset.from_tensor_slices(records).map(
+        lambda record: (decoder(record), True)
+    )
+    nothing = tf.data.Dataset.from_tensors((tf.zeros((1, 1, 3), tf.uint8), False))
+    image, valid = decoded.ignore_errors().concatenate(nothing).take(1).get_single_element()
+    image.set_shape((None, None, 3))
+    return to_pixels(image, size)[tf.newaxis], valid[tf.newaxis]
+
+
+def _decode_many(records: tf.Tensor, decoder: Decoder, size: int) -> tuple[tf.Tensor, tf.Tensor]:
     count = tf.size(records, out_type=tf.int64)
     decoded = (
         tf.data.Dataset.from_tensor_slices((tf.range(count), records))
         .map(
-            lambda row, record: (row, to_pixels(decode(extract(record)), size)),
+            lambda row, record: (row, to_pixels(decoder(record), size)),
             num_parallel_calls=tf.data.AUTOTUNE,
         )
         .ignore_errors()
+        .batch(tf.maximum(count, 1))
     )
-    # A last row that is always there, since a batch of nothing has no element to get.
-    blank = tf.data.Dataset.from_tensors((count, tf.zeros((size, size, 3), tf.uint8)))
-    rows, pixels = decoded.concatenate(blank).batch(count + 1).get_single_element()
-    rows = rows[:, tf.newaxis]
-    shape = tf.stack([count + 1, size, size, 3])
-    images = tf.scatter_nd(rows, pixels, shape)[:-1]
-    valid = tf.scatter_nd(rows, tf.ones_like(rows[:, 0]), tf.stack([count + 1]))[:-1] > 0
-    return tf.ensure_shape(images, (None, size, size, 3)), valid
+    # Comes where there is no other, and goes into a row after the last.
+    nothing = (tf.fill([1], count), tf.zeros((1, size, size, 3), tf.uint8))
+    whole = decoded.concatenate(tf.data.Dataset.from_tensors(nothing))
+    rows, pixels = whole.take(1).get_single_element()
+
+    def put_back() -> tuple[tf.Tensor, tf.Tensor]:
+        images = tf.scatter_nd(rows[:, tf.newaxis], pixels, tf.stack([count + 1, size, size, 3]))
+        return images[:-1], tf.reduce_any(tf.range(count)[:, tf.newaxis] == rows, axis=1)
+
+    def as_they_are() -> tuple[tf.Tensor, tf.Tensor]:
+        return pixels, tf.ones_like(rows, tf.bool)
+
+    complete = (tf.size(rows, out_type=tf.int64) == count) & (rows[0] < count)
+    return tf.cond(complete, as_they_are, put_back)

@@ -4,7 +4,8 @@
 
 prints Markdown: images per second of GoogLeNet at 224×224 from uint8 pixels to logits, in batches
 of 1, 8 and 32, on all cores; of ONNX Runtime and OpenVINO too where they are installed
-(`.venv/bin/pip install -e '.[peers]'`). Ten minutes on two cores, in which nothing else may run.
+(`.venv/bin/pip install -e '.[peers]'`); and what it costs to decode photos so that one can fail
+alone. Ten minutes on two cores, in which nothing else may run.
 """
 
 import importlib.util
@@ -51,6 +52,19 @@ GOALS = (
 )
 
 
+DECODING_GOAL = 1.15  # times the plain operations' time, at the most
+SERVED, PLAIN_DECODING = DECODING = tuple(
+    Configuration(
+        how,
+        OURS,
+        f"{WORKERS}.decoding_worker",
+        {"how": how},
+        tuple(map(inputs.photos, inputs.DECODED)),
+    )
+    for how in ("served", "plain")
+)
+
+
 def benchmark(rounds: int, seconds: float, output: Path | None = None) -> None:
     """Measure everything and print what came of it.
 
@@ -76,6 +90,7 @@ def benchmark(rounds: int, seconds: float, output: Path | None = None) -> None:
         if peers:
             _write_onnx(model)
         result = measure("inference", configurations(model, peers), rounds, seconds)
+        decoding = measure("decoding", DECODING, rounds, seconds)
     lines = [
         "# Inference throughput",
         "",
@@ -90,7 +105,9 @@ def benchmark(rounds: int, seconds: float, output: Path | None = None) -> None:
     ]
     for batch_size in inputs.BATCH_SIZES:
         lines += [f"## Batches of {batch_size}", "", *_section(result, batch_size), ""]
-    lines += [f"{name} failed and is left out: {why}" for name, why in result.failures.items()]
+    lines += ["## Decoding", "", *_decoding_section(decoding), ""]
+    failures = result.failures | decoding.failures
+    lines += [f"{name} failed and is left out: {why}" for name, why in failures.items()]
     if not peers:
         lines.append(INSTALL_PEERS)
     text = "\n".join(lines).rstrip() + "\n"
@@ -151,6 +168,20 @@ def _section(result: Result, batch_size: int) -> Iterator[str]:
     for goal in GOALS:
         if goal.batch_size == batch_size:
             yield from _judged(result, rows, goal)
+
+
+def _decoding_section(result: Result) -> Iterator[str]:
+    yield "JPEGs of 500×375 to 224×224 pixels, as the export does it, where a bad one fails alone,"
+    yield "and by TensorFlow's plain operations, with which it fails the batch."
+    yield ""
+    table = [["at a time", "served, ms", "plain, ms", "served ÷ plain"]]
+    for served, plain in zip(SERVED.rows, PLAIN_DECODING.rows, strict=True):
+        if served in result.rates and plain in result.rates:
+            times = (f"{1e3 / statistics.median(result.rates[row]):.2f}" for row in (served, plain))
+            ratio = result.ratio(plain, served)  # of rates: the other way round
+            met = "met" if ratio.median <= DECODING_GOAL else "missed"
+            table.append([served.data, *times, f"{ratio}; goal ≤ {DECODING_GOAL}: {met}"])
+    yield from report.aligned(table)
 
 
 def _judged(result: Result, rows: list[Row], goal: Goal) -> Iterator[str]:

@@ -7,6 +7,7 @@ import numpy as np
 from pipeline.training_benchmark.worker import Data, Step
 
 BATCH_SIZES = (1, 8, 32)
+DECODED = (1, 32)  # photos at a time
 IMAGE_SIZE = 224
 CLASSES = 1000
 CALIBRATION_BATCHES = 4  # of 32
@@ -15,6 +16,11 @@ CALIBRATION_BATCHES = 4  # of 32
 def rows(batch_size: int) -> str:
     """The name of a batch size in tables."""
     return f"batch {batch_size}"
+
+
+def photos(count: int) -> str:
+    """The name of so many photos in tables."""
+    return f"{count} photo{'s' if count > 1 else ''}"
 
 
 def pictures(count: int, seed: int = 1) -> np.ndarray:

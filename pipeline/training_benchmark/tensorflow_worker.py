@@ -78,11 +78,11 @@ def write_photos(folder: Path, number: int) -> None:
     for i in range(number):
         path = partial / str(i % PHOTO_CLASSES) / f"{i}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(tf.io.encode_jpeg(_photo(i), quality=90).numpy())
+        path.write_bytes(tf.io.encode_jpeg(photo(i), quality=90).numpy())
     partial.rename(folder)
 
 
-def _photo(seed: int) -> tf.Tensor:
+def photo(seed: int) -> tf.Tensor:
     """Noise of all scales, less of the finer ones, as in photos: uint8 [H,W,3]."""
     random = np.random.default_rng(seed)
     picture = tf.zeros((PHOTO_HEIGHT, PHOTO_WIDTH, 3))

@@ -1,9 +1,7 @@
 import io
 import pickle
-import struct
 import subprocess
 import sys
-import zlib
 
 import numpy as np
 import PIL.Image
@@ -12,6 +10,7 @@ import tensorflow as tf
 
 from pipeline import preprocessing
 from tests.conftest import ROOT, colour_image
+from tests.pipeline import hostile
 
 
 def encoded(image: np.ndarray) -> bytes:
@@ -112,61 +111,129 @@ def test_gif_gives_its_first_frame_and_bmp_is_read():
         assert (image == [255, 0, 0]).all()
 
 
-def claiming(kind: str, height: int, width: int) -> bytes:
-    """A small picture whose header claims another size."""
-    picture = tf.constant(np.arange(6 * 5 * 3, dtype=np.uint8).reshape(6, 5, 3))
-    if kind == "jpeg":
-        data = bytearray(tf.io.encode_jpeg(picture).numpy())
-        place = data.index(b"\xff\xc0") + 5
-        data[place : place + 4] = struct.pack(">HH", height, width)
-        return bytes(data)
-    if kind == "png":
-        data = bytearray(tf.io.encode_png(picture).numpy())
-        data[16:24] = struct.pack(">II", width, height)
-        data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
-        return bytes(data)
-    file = io.BytesIO()
-    PIL.Image.fromarray(picture.numpy()).save(file, kind)
-    data = bytearray(file.getvalue())
-    if kind == "gif":
-        data[6:10] = struct.pack("<HH", width, height)
-        place = data.index(b"\x2c", 13 + 3 * 2 ** ((data[10] & 7) + 1)) + 5
-        data[place : place + 4] = struct.pack("<HH", width, height)
-    else:
-        data[18:26] = struct.pack("<ii", width, height)
-    return bytes(data)
-
-
-KINDS = ("jpeg", "png", "gif", "bmp")
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_headers_name_the_size(kind):
-    for height, width in ((6, 5), (700, 300), (30_000, 30_000)):
-        data = tf.constant(claiming(kind, height, width))
-        assert preprocessing.pixels_by_header(data) == height * width
-    assert preprocessing.pixels_by_header(tf.constant(b"junk")) == 0
-    assert preprocessing.pixels_by_header(tf.constant(b"")) == 0
-    with pytest.raises(tf.errors.InvalidArgumentError):
-        preprocessing.pixels_by_header(tf.constant(claiming(kind, 6, 5)[:9]))
-
-
-def test_rows_from_the_top_down_have_a_size_too():
-    assert preprocessing.pixels_by_header(tf.constant(claiming("bmp", -6, 5))) == 30
-
-
-def test_hostile_headers_are_refused_without_memory_and_spoil_no_other():
+def test_hostile_pictures_take_no_memory_and_spoil_no_other():
     """In a process of its own, whose peak memory is told."""
-    images = [claiming(kind, 6, 5) for kind in KINDS]
-    hostile = [claiming(kind, 30_000, 30_000) for kind in KINDS]
-    hostile += [claiming("bmp", -30_000, 30_000), claiming("png", 2**31 - 1, 2**31 - 1)]
+    images = [*(hostile.claiming(kind, 6, 5) for kind in hostile.KINDS), hostile.gif_bomb()]
+    refused = hostile.refused()
     done = subprocess.run(
         [sys.executable, "-m", "tests.pipeline.decode_peak"],
-        input=pickle.dumps((images, hostile)), capture_output=True, timeout=120, cwd=ROOT,
+        input=pickle.dumps((images, refused)), capture_output=True, timeout=120, cwd=ROOT,
         check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr.decode()
     valid, same, grown = pickle.loads(done.stdout)
-    assert valid == [True, False] * len(images) + [False] * (len(hostile) - len(images))
+    assert valid == [True, False] * len(images) + [False] * (len(refused) - len(images))
     assert same
-    assert grown < 64 << 20  # 30,000×30,000 pixels are 2.7 GB
+    assert grown < 64 << 20  # 30,000×30,000 pixels are 2.7 GB, the GIF's second frame 100 MB
+
+
+def saved(image: PIL.Image.Image, form: str, **options) -> bytes:
+    with io.BytesIO() as file:
+        image.save(file, form, **options)
+        return file.getvalue()
+
+
+def decoded(data: bytes) -> np.ndarray:
+    """As `decode` does it; a batch must agree, alone and with others."""
+    picture = preprocessing.decode(tf.constant(data)).numpy()
+    expected = preprocessing.to_pixels(tf.constant(picture), 24).numpy()
+    for rows in ([data], [data, b"junk", data]):
+        pixels, valid = preprocessing.decode_batch(tf.constant(rows), 24)
+        assert valid.numpy().tolist() == [row == data for row in rows]
+        np.testing.assert_array_equal(pixels[0], expected)
+        np.testing.assert_array_equal(pixels[-1], expected)
+    return picture
+
+
+@pytest.fixture
+def picture() -> PIL.Image.Image:
+    return PIL.Image.fromarray(
+        tf.image.resize(colour_image("red", 1), (40, 60)).numpy().astype("u1")
+    )
+
+
+@pytest.mark.parametrize(
+    ("form", "mode"),
+    [
+        ("PNG", "L"),
+        ("PNG", "P"),
+        ("PNG", "1"),
+        ("BMP", "L"),
+        ("GIF", "L"),
+        ("GIF", "P"),
+    ],
+)
+def test_grey_and_palettes_become_rgb(picture, form, mode):
+    image = picture.convert(mode)
+    np.testing.assert_array_equal(decoded(saved(image, form)), image.convert("RGB"))
+
+
+def test_a_palette_of_a_bmp_is_not_read(picture):
+    image = picture.convert("P")
+    np.testing.assert_array_equal(decoded(saved(image, "BMP"))[..., 0], np.array(image))
+
+
+def test_a_grey_jpeg_has_three_equal_channels(picture):
+    pixels = decoded(saved(picture.convert("L"), "JPEG"))
+    assert pixels.shape == (40, 60, 3)
+    assert (pixels == pixels[..., :1]).all()
+
+
+def test_a_cmyk_jpeg_has_the_colours_it_is_seen_in(picture):
+    smooth = picture.resize((6, 4)).resize((60, 40))
+    difference = decoded(saved(smooth.convert("CMYK"), "JPEG", quality=95)) - np.array(smooth, int)
+    assert np.abs(difference).mean() < 3
+
+
+def test_of_16_bits_the_upper_8_are_taken():
+    deep = np.random.default_rng(1).integers(0, 65_536, (40, 60), np.uint16)
+    pixels = decoded(saved(PIL.Image.fromarray(deep), "PNG"))
+    np.testing.assert_array_equal(pixels, np.repeat((deep >> 8)[..., np.newaxis], 3, axis=2))
+
+
+def test_transparency_is_dropped_and_not_blended(picture):
+    seen_through = picture.copy()
+    seen_through.putalpha(10)
+    np.testing.assert_array_equal(decoded(saved(seen_through, "PNG")), picture)
+
+
+def test_of_an_animation_the_first_frame_is_taken(picture):
+    frames = [picture.convert("P"), picture.convert("L"), PIL.Image.new("RGB", (60, 40), "blue")]
+    for form in ("GIF", "PNG"):
+        first = frames[0] if form == "GIF" else frames[0].convert("RGB")
+        data = saved(first, form, save_all=True, append_images=frames[1:])
+        np.testing.assert_array_equal(decoded(data), frames[0].convert("RGB"))
+
+
+def test_exif_does_not_turn_the_picture(picture):
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees
+    np.testing.assert_array_equal(
+        decoded(saved(picture, "JPEG", exif=exif)), decoded(saved(picture, "JPEG"))
+    )
+
+
+@pytest.mark.parametrize("options", [{"progressive": True}, {"optimize": True, "subsampling": 0}])
+def test_other_kinds_of_jpeg(picture, options):
+    pixels = decoded(saved(picture, "JPEG", quality=95, **options)).astype(int)
+    assert np.abs(pixels - np.array(picture, int)).mean() < 20
+
+
+def test_a_format_that_is_not_known_is_refused(picture):
+    for form in ("WEBP", "TIFF"):
+        with pytest.raises(tf.errors.InvalidArgumentError):
+            preprocessing.decode(tf.constant(saved(picture, form)))
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "ratio"),
+    [(1023, 1500, 1), (1024, 1500, 2), (3000, 1025, 2), (2100, 2500, 4), (4096, 4200, 8)],
+)
+def test_a_large_jpeg_is_reduced(picture, height, width, ratio):
+    data = saved(picture.resize((width, height)), "JPEG")
+    pixels = preprocessing.decode(tf.constant(data)).numpy()
+    assert pixels.shape == (-(-height // ratio), -(-width // ratio), 3)
+    assert min(pixels.shape[:2]) >= preprocessing.REDUCED_SIDE
+    np.testing.assert_array_equal(pixels, tf.io.decode_jpeg(data, channels=3, ratio=ratio))
+    whole = preprocessing.to_pixels(tf.io.decode_jpeg(data, channels=3), 64).numpy().astype(int)
+    assert np.abs(preprocessing.to_pixels(tf.constant(pixels), 64).numpy() - whole).max() <= 4

@@ -110,7 +110,7 @@ def test_other_data_under_a_begun_run_is_refused(data, recipe, tmp_path):
 
 def test_a_loss_that_is_no_number_stops_with_the_step_and_the_rate(data, image_folder, tmp_path):
     recipe = config.from_preset(
-        "demo", dataset=str(image_folder), epochs=2, batch_size=8, learning_rate=1e30,
+        "demo", dataset=str(image_folder), epochs=20, batch_size=8, learning_rate=100.0,
         precision="fp32",
     )  # fmt: skip
     recipe = config.Config(**config.to_dict(recipe) | {"variant": "paper"})

@@ -1,0 +1,71 @@
+"""Pictures that ask a decoder for more than they are worth."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import PIL.Image
+import tensorflow as tf
+
+KINDS = ("jpeg", "png", "gif", "bmp")
+
+
+def claiming(kind: str, height: int, width: int) -> bytes:
+    """A small picture whose header claims another size."""
+    picture = tf.constant(np.arange(6 * 5 * 3, dtype=np.uint8).reshape(6, 5, 3))
+    if kind == "jpeg":
+        data = bytearray(tf.io.encode_jpeg(picture).numpy())
+        place = data.index(b"\xff\xc0") + 5
+        data[place : place + 4] = struct.pack(">HH", height, width)
+        return bytes(data)
+    if kind == "png":
+        data = bytearray(tf.io.encode_png(picture).numpy())
+        data[16:24] = struct.pack(">II", width, height)
+        data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+        return bytes(data)
+    file = io.BytesIO()
+    PIL.Image.fromarray(picture.numpy()).save(file, kind)
+    data = bytearray(file.getvalue())
+    if kind == "gif":
+        data[6:10] = struct.pack("<HH", width, height)
+        place = data.index(b"\x2c", 13 + 3 * 2 ** ((data[10] & 7) + 1)) + 5
+        data[place : place + 4] = struct.pack("<HH", width, height)
+    else:
+        data[18:26] = struct.pack("<ii", width, height)
+    return bytes(data)
+
+
+def gif_bomb() -> bytes:
+    """A small picture, with 100 million pixels in a second frame, in a few thousand bytes."""
+    large = io.BytesIO()
+    PIL.Image.new("L", (10_000, 10_000)).save(large, "GIF")
+    data = large.getvalue()
+    return claiming("gif", 6, 5)[:-1] + data[data.index(b"\x2c\0\0\0\0") :]
+
+
+def large_frame() -> bytes:
+    """A GIF whose only frame is larger than the screen that the header names."""
+    data = bytearray(claiming("gif", 30_000, 30_000))
+    data[6:10] = struct.pack("<HH", 5, 6)
+    return bytes(data)
+
+
+def many_scans(scans: int) -> bytes:
+    """A progressive JPEG that repeats its last scan."""
+    file = io.BytesIO()
+    PIL.Image.new("RGB", (64, 64), "red").save(file, "JPEG", progressive=True)
+    data = file.getvalue()
+    last = data.rindex(b"\xff\xda")
+    return data[:-2] + data[last:-2] * (scans - data.count(b"\xff\xda")) + data[-2:]
+
+
+def refused() -> list[bytes]:
+    """One of each sort."""
+    return [
+        *(claiming(kind, 30_000, 30_000) for kind in KINDS),
+        claiming("bmp", -30_000, 30_000),
+        claiming("png", 2**31 - 1, 2**31 - 1),
+        large_frame(),
+        many_scans(101),
+    ]
