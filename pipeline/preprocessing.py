@@ -39,8 +39,6 @@ MAX_JPEG_PIXELS = (
 MAX_SCANS = 100  # of a progressive JPEG, each of which costs a pass over all of it; ten are usual
 REDUCED_SIDE = 512  # no side of a JPEG is decoded to less than that, if it has more
 
-_JPEG = b"\xff\xd8\xff"  # what it begins with
-
 # From a picture's shape, int32 [H,W,C], the part of it wanted: int32 [top,left,height,width].
 Window = Callable[[tf.Tensor], tf.Tensor]
 
@@ -71,21 +69,28 @@ def decode(image_bytes: tf.Tensor, window: Window | None = None) -> tf.Tensor:
 
 
 def _decode_jpeg(image_bytes: tf.Tensor, window: Window | None) -> tf.Tensor:
+    limits = f"the JPEG has more than {MAX_SCANS} scans: save it anew"
+    with _asserted(image_header.scans(image_bytes) <= MAX_SCANS, limits):
+        return _decode_usual_jpeg(tf.identity(image_bytes), window)
+
+
+def _decode_usual_jpeg(image_bytes: tf.Tensor, window: Window | None) -> tf.Tensor:
+    """One that has no more than `MAX_SCANS`."""
     shape = tf.io.extract_jpeg_shape(image_bytes)
-    pixels, scans = tf.reduce_prod(tf.cast(shape[:2], tf.int64)), image_header.scans(image_bytes)
-    limits = f"the JPEG has more than {MAX_JPEG_PIXELS:,} pixels or {MAX_SCANS} scans: save it anew"
-    within = (pixels <= MAX_JPEG_PIXELS) & (scans <= MAX_SCANS)
-    with _asserted(within, limits):
+    sides = shape[:2]
+    limits = f"the JPEG has more than {MAX_JPEG_PIXELS:,} pixels: shrink it"
+    with _asserted(tf.reduce_prod(tf.cast(sides, tf.int64)) <= MAX_JPEG_PIXELS, limits):
         image_bytes = tf.identity(image_bytes)
     if window:
         return tf.io.decode_and_crop_jpeg(image_bytes, window(shape), channels=3)
-    side = tf.minimum(shape[0], shape[1])
-    halvings = tf.math.count_nonzero(side >= [2 * REDUCED_SIDE, 4 * REDUCED_SIDE, 8 * REDUCED_SIDE])
+    halvings = tf.raw_ops.Bucketize(
+        input=tf.reduce_min(sides), boundaries=[REDUCED_SIDE * ratio for ratio in (2, 4, 8)]
+    )
     decoders = [
         functools.partial(tf.io.decode_jpeg, image_bytes, channels=3, ratio=ratio)
         for ratio in (1, 2, 4, 8)
     ]
-    return tf.switch_case(tf.cast(halvings, tf.int32), decoders)
+    return tf.switch_case(halvings, decoders)
 
 
 def _decode_other(image_bytes: tf.Tensor) -> tf.Tensor:
@@ -142,17 +147,10 @@ def decode_batch(
     def open_any(record: tf.Tensor) -> tf.Tensor:
         return decode(extract(record))
 
-    def open_jpeg(record: tf.Tensor) -> tf.Tensor:
-        return _decode_jpeg(record, None)
-
-    alone = tf.size(records) == 1
-    jpeg = tf.reduce_all(tf.strings.substr(records, 0, len(_JPEG)) == _JPEG)
-    images, valid = tf.case(
-        [
-            (alone & jpeg, lambda: _decode_one(records, open_jpeg, size)),
-            (alone, lambda: _decode_one(records, open_any, size)),
-        ],
-        default=lambda: _decode_many(records, open_any, size),
+    images, valid = tf.cond(
+        tf.size(records) == 1,
+        lambda: _decode_one(records[0], open_any, size),
+        lambda: _decode_many(records, open_any, size),
     )
     return tf.ensure_shape(images, (None, size, size, 3)), tf.ensure_shape(valid, (None,))
 
@@ -160,19 +158,25 @@ def decode_batch(
 Decoder = Callable[[tf.Tensor], tf.Tensor]  # string [] to uint8 [H,W,3]
 
 
-def _decode_one(records: tf.Tensor, decoder: Decoder, size: int) -> tuple[tf.Tensor, tf.Tensor]:
+def _decode_one(record: tf.Tensor, decoder: Decoder, size: int) -> tuple[tf.Tensor, tf.Tensor]:
     """A batch of one, without what it costs to work in parallel and to put back into rows.
 
     What `tf.data` is to do is set up for every batch, which takes longer the more there is of it,
-    even if it is not used.
+    even if it is not used. So there is little of it for the usual JPEG.
     """
-    decoded = tf.data.Dataset.from_tensor_slices(records).map(
-        lambda record: (decoder(record), True)
+
+    def opened(decoder: Decoder) -> tuple[tf.Tensor, tf.Tensor]:
+        decoded = tf.data.Dataset.from_tensors(record).map(lambda record: (decoder(record), True))
+        nothing = tf.data.Dataset.from_tensors((tf.zeros((1, 1, 3), tf.uint8), False))
+        return decoded.ignore_errors().concatenate(nothing).take(1).get_single_element()
+
+    picture, valid = tf.cond(
+        tf.io.is_jpeg(record) & (image_header.scans(record) <= MAX_SCANS),
+        lambda: opened(lambda record: _decode_usual_jpeg(record, None)),
+        lambda: opened(decoder),
     )
-    nothing = tf.data.Dataset.from_tensors((tf.zeros((1, 1, 3), tf.uint8), False))
-    image, valid = decoded.ignore_errors().concatenate(nothing).take(1).get_single_element()
-    image.set_shape((None, None, 3))
-    return to_pixels(image, size)[tf.newaxis], valid[tf.newaxis]
+    picture.set_shape((None, None, 3))
+    return to_pixels(picture, size)[tf.newaxis], valid[tf.newaxis]
 
 
 def _decode_many(records: tf.Tensor, decoder: Decoder, size: int) -> tuple[tf.Tensor, tf.Tensor]:
