@@ -100,7 +100,7 @@ benchmark-graph: $(READY) ## measure inference in each precision, beside ONNX Ru
 	@$(PIPELINE) benchmark-graph $(FLAGS)
 
 test: lint ## linters, type checks and all tests but the slow ones
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 test-slow: $(READY) ## the slow tests: whole trainings, and comparisons with PyTorch if installed
 	@$(BIN)/python -m pytest -m slow
