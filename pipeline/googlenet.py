@@ -186,12 +186,17 @@ def _inception(net: Layers, x, block: Inception):
     return net.concat(branches, name)
 
 
-def pool_padding(variant: Variant, side: int, size: int, stride: int) -> str:
-    """`same`, or `valid` where the variant's windows are those of PyTorch and need no padding."""
+def pool_padding(variant: Variant, side: int | None, size: int, stride: int) -> str:
+    """`same`, or `valid` where the variant's windows are those of PyTorch and need no padding.
+
+    PyTorch's depend on the side, which is None in a network for pictures of any size.
+    """
+    if not variant.torch_windows or stride == 1:
+        return "same"
+    assert side is not None
     # Where whole windows fill the side, SAME still adds one that begins before it.
     spare = side - size
-    fits = variant.torch_windows and stride > 1 and spare >= 0 and spare % stride == 0
-    return "valid" if fits else "same"
+    return "valid" if spare >= 0 and spare % stride == 0 else "same"
 
 
 class _Builder:

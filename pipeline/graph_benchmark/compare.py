@@ -19,7 +19,7 @@ from pipeline import files
 from pipeline.errors import PipelineError
 from pipeline.graph_benchmark import inputs
 from pipeline.training_benchmark import report
-from pipeline.training_benchmark.compare import Configuration, measure
+from pipeline.training_benchmark.compare import Configuration, check_own, measure
 from pipeline.training_benchmark.report import Result, Row
 
 OURS, ONNX_RUNTIME, OPENVINO = "TensorFlow", "ONNX Runtime", "OpenVINO"
@@ -55,7 +55,7 @@ GOALS = (
 DECODING_GOAL = 1.15  # times the plain operations' time, at the most
 SERVED, PLAIN_DECODING = DECODING = tuple(
     Configuration(
-        how,
+        f"{OURS} {how}",
         OURS,
         f"{WORKERS}.decoding_worker",
         {"how": how},
@@ -114,6 +114,7 @@ def benchmark(rounds: int, seconds: float, output: Path | None = None) -> None:
     print(text, end="", flush=True)
     if output:
         files.write(output, lambda partial: partial.write_text(text))
+    check_own([result, decoding])
 
 
 def configurations(model: Path, peers: bool) -> list[Configuration]:

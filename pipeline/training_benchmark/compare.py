@@ -140,6 +140,21 @@ def benchmark(
     print(text, end="", flush=True)
     if output:
         files.write(output, lambda partial: partial.write_text(text))
+    check_own(results)
+    if failure:
+        raise PipelineError(failure)
+
+
+def check_own(results: Sequence[Result]) -> None:
+    """What was measured is printed before; but a benchmark of which half is missing has failed.
+
+    Raises:
+        PipelineError: something of this project's own could not be measured; peers may fail.
+    """
+    for result in results:
+        for name, why in result.failures.items():
+            if name.startswith(OURS):
+                raise PipelineError(f"{result.title}: {name} could not be measured: {why}")
 
 
 def configurations(

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from pipeline import checkpoint, config, learner, strategy, train
+from pipeline import checkpoint, config, evaluate, learner, strategy, train
 from pipeline import run as runs
 from pipeline.errors import PipelineError
 from tests.conftest import FEW_STEPS, ROOT, train_once
@@ -108,10 +108,20 @@ def test_other_data_under_a_begun_run_is_refused(data, recipe, tmp_path):
         train.open_run(tmp_path / "run", tmp_path, recipe, data, strategy.start("one"))
 
 
+def test_pictures_may_grow_during_training(data, image_folder, tmp_path):
+    """As in preset `best`: a network for pictures of any size."""
+    recipe = config.from_preset(
+        "best", dataset=str(image_folder), epochs=2, batch_size=8, early_size=16, precision="fp32"
+    )
+    trained = train_once(recipe, data, tmp_path)
+    assert trained.finished
+    assert evaluate.evaluate(trained, data).images == data.test.size
+
+
 def test_a_loss_that_is_no_number_stops_with_the_step_and_the_rate(data, image_folder, tmp_path):
     recipe = config.from_preset(
         "demo", dataset=str(image_folder), epochs=20, batch_size=8, learning_rate=100.0,
-        precision="fp32",
+        weight_decay=1.0, precision="fp32",  # every step multiplies the filters by -99
     )  # fmt: skip
     recipe = config.Config(**config.to_dict(recipe) | {"variant": "paper"})
     with pytest.raises(PipelineError, match=r"loss is (nan|inf) after step \d+ .* rate of \d"):

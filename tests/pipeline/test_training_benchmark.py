@@ -10,7 +10,13 @@ import pytest
 from pipeline import config
 from pipeline.errors import PipelineError
 from pipeline.training_benchmark import report, start_up
-from pipeline.training_benchmark.compare import Shape, benchmark, configurations, measure
+from pipeline.training_benchmark.compare import (
+    Shape,
+    benchmark,
+    check_own,
+    configurations,
+    measure,
+)
 from pipeline.training_benchmark.report import OURS, PEER, REAL, SYNTHETIC, Result, Row
 from pipeline.training_benchmark.worker import Worker, WorkerError
 
@@ -46,6 +52,10 @@ def test_workers_take_turns_and_one_that_fails_is_left_out(chosen):
     assert all(len(rates) == 1 and rates[0] > 0 for rates in result.rates.values())
     assert list(result.failures) == ["broken"]
     assert "unknown precision 'y'" in result.failures["broken"]
+    check_own([result])
+    result.failures["TensorFlow fp32"] = "why"
+    with pytest.raises(PipelineError, match="tiny: TensorFlow fp32 could not be measured: why"):
+        check_own([result])
     assert result.versions["TensorFlow"].startswith("2.20.")
 
 
