@@ -142,7 +142,7 @@ PRESETS: dict[str, dict[str, object]] = {
         "early_size": 20,
         "stem": "tiny",
         "auxiliary_heads": False,
-        "epochs": 10,
+        "epochs": 12,
         "label_smoothing": 0.1,
         "averaging": 0.05,
         "shift": 2 / 28,
