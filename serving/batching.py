@@ -1,51 +1,40 @@
 """Merging concurrent requests into batches, on TensorFlow's own C++ scheduler.
 
 The `BatchFunction` op runs the SharedBatchScheduler that TensorFlow Serving itself uses; this
-module reads its parameters from the same file and makes a queue per servable, signature and shape.
+module reads its parameters from the same file. What goes through the scheduler are tickets, a
+number for each row of a request: it decides which rows make a batch and when, and the rows
+themselves are merged, run and handed back here. So requests of any shape share a queue, a batch is
+copied once, and what fails is found out request by request.
 """
 
 import functools
 import itertools
 import os
-import threading
-import weakref
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
-from google.protobuf import (
-    descriptor_pb2,
-    descriptor_pool,
-    message_factory,
-    text_format,
-    wrappers_pb2,
+
+from serving import config_files
+from serving.errors import (
+    Code,
+    ConfigError,
+    ServingError,
+    failed_precondition,
+    invalid_argument,
 )
+from serving.metrics import Metrics
 
-from serving.errors import ConfigError, ServingError, code_of, translate
-
-# BatchingParameters of tensorflow_serving/servables/tensorflow/session_bundle_config.proto, which
-# the tensorflow-serving-api package lacks: field -> (number, type).
-_PROTO_FIELDS = {
-    "max_batch_size": (1, "Int64Value"),
-    "batch_timeout_micros": (2, "Int64Value"),
-    "max_enqueued_batches": (3, "Int64Value"),
-    "num_batch_threads": (4, "Int64Value"),
-    "allowed_batch_sizes": (5, "int64"),
-    "pad_variable_length_inputs": (6, "bool"),
-    "thread_pool_name": (7, "StringValue"),
-    "enable_large_batch_splitting": (9, "BoolValue"),
-    "max_execution_batch_size": (10, "Int64Value"),
-}
-_NOT_SUPPORTED = ("pad_variable_length_inputs", "thread_pool_name", "max_execution_batch_size")
-
-# Each image size seen gets a queue of its own, since a batch has one shape; beyond this many, the
-# oldest goes.
-MAX_QUEUES = 64
+# A version's own parameters, with --enable_per_model_batching_params.
+MODEL_FILE = "batching_params.pbtxt"
 MAX_VALUE = 2**31 - 1
+_ROW_BITS = 31  # of a ticket; the rest is the request's number
 
-Function: TypeAlias = tf.types.experimental.ConcreteFunction
+Run = Callable[[dict[str, np.ndarray], Sequence[str]], list[np.ndarray]]
 
 _serial = itertools.count()
 
@@ -60,7 +49,11 @@ class BatchingParameters:
         max_enqueued_batches: batches that may wait; beyond them requests get UNAVAILABLE.
         num_batch_threads: batches run at a time; 0 for one per CPU.
         allowed_batch_sizes: sizes batches are padded to, rising; none for any size.
-        enable_large_batch_splitting: take requests of more rows than a batch and split them.
+        pad_variable_length_inputs: bring the rows of a batch to one shape, by repeating a request's
+            first value; without it, rows of another shape are run apart.
+        thread_pool_name: names the batch threads in the metrics.
+        enable_large_batch_splitting: run requests in batches of `max_execution_batch_size`.
+        max_execution_batch_size: rows run at a time, when requests are split; 0 for max_batch_size.
     """
 
     max_batch_size: int = 1000
@@ -68,7 +61,10 @@ class BatchingParameters:
     max_enqueued_batches: int = 10
     num_batch_threads: int = 0
     allowed_batch_sizes: tuple[int, ...] = ()
+    pad_variable_length_inputs: bool = False
+    thread_pool_name: str = "batch_threads"
     enable_large_batch_splitting: bool = False
+    max_execution_batch_size: int = 0
 
     def __post_init__(self) -> None:
         for name, least in (
@@ -76,6 +72,7 @@ class BatchingParameters:
             ("batch_timeout_micros", 0),
             ("max_enqueued_batches", 1),
             ("num_batch_threads", 0),
+            ("max_execution_batch_size", 0),
         ):
             value = getattr(self, name)
             if not least <= value <= MAX_VALUE:
@@ -83,21 +80,29 @@ class BatchingParameters:
         sizes = self.allowed_batch_sizes
         if any(a >= b for a, b in itertools.pairwise(sizes)):
             raise ConfigError(f"allowed_batch_sizes {sizes} must rise")
-        if sizes and sizes[-1] != self.max_batch_size and not self.enable_large_batch_splitting:
+        split = self.enable_large_batch_splitting
+        name = "max_execution_batch_size" if split else "max_batch_size"
+        if self.max_execution_batch_size > self.max_batch_size:
             raise ConfigError(
-                f"the last of allowed_batch_sizes is {sizes[-1]}: it must be "
-                f"max_batch_size, {self.max_batch_size}"
+                f"max_execution_batch_size is {self.max_execution_batch_size}: it must not be "
+                f"above max_batch_size, {self.max_batch_size}"
             )
+        if sizes and sizes[-1] != self.execution_limit:
+            raise ConfigError(
+                f"the last of allowed_batch_sizes is {sizes[-1]}: it must be {name}, "
+                f"{self.execution_limit}"
+            )
+
+    @property
+    def execution_limit(self) -> int:
+        """Rows run at a time at the most."""
+        split = self.enable_large_batch_splitting
+        return (self.max_execution_batch_size if split else 0) or self.max_batch_size
 
     @property
     def threads(self) -> int:
         """Batches run at a time."""
         return self.num_batch_threads or cpus()
-
-
-def inter_op_threads(parameters: BatchingParameters | None, wanted: int = 0) -> int:
-    """Size of TensorFlow's inter-op pool: `wanted`, or one per CPU, and one per batch thread."""
-    return (wanted or cpus()) + (parameters.threads if parameters else 0)
 
 
 def read(path: Path) -> BatchingParameters:
@@ -106,161 +111,242 @@ def read(path: Path) -> BatchingParameters:
     Raises:
         ConfigError: no such file, not in that format, or a value that cannot be.
     """
-    message = _message_class()()
-    try:
-        text_format.Parse(path.read_text(), message)
-    except (OSError, UnicodeDecodeError, text_format.ParseError) as error:
-        raise ConfigError(f"batching parameters file {path}: {error}") from error
+    message = config_files.read(path, "BatchingParameters")
     values: dict[str, Any] = {}
-    for field, value in message.ListFields():
-        if field.name in _NOT_SUPPORTED:
-            raise ConfigError(f"batching parameters file {path}: {field.name} is not supported")
-        if field.name == "allowed_batch_sizes":
-            values[field.name] = tuple(value)
-        else:
-            values[field.name] = value.value
+    for given, value in message.ListFields():
+        repeated = given.name == "allowed_batch_sizes"
+        values[given.name] = tuple(value) if repeated else getattr(value, "value", value)
     try:
         return BatchingParameters(**values)
     except ConfigError as error:
-        raise ConfigError(f"batching parameters file {path}: {error}") from error
+        raise ConfigError(f"{path}: {error}") from error
+
+
+@dataclass(eq=False)
+class _Task:
+    """A request on its way through a batch, or through several."""
+
+    batcher: "Batcher"
+    feeds: dict[str, np.ndarray]
+    fetches: tuple[str, ...]
+    rows: int
+    deadline: float | None
+    queued: float = field(default_factory=time.monotonic)
+    outputs: dict[int, list[np.ndarray]] = field(default_factory=dict)  # by first row
+    error: Exception | None = None
+
+
+class _Part(NamedTuple):
+    """Rows of a task that are in a batch."""
+
+    task: _Task
+    start: int
+    stop: int
+
+    @property
+    def rows(self) -> int:
+        return self.stop - self.start
+
+    def feed(self, name: str) -> np.ndarray:
+        return self.task.feeds[name][self.start : self.stop]
+
+
+# Requests that are in the scheduler, by number: its op knows numbers only.
+_tasks: dict[int, _Task] = {}
 
 
 class Batcher:
-    """One signature's function, run on merged batches.
+    """A session's runs, merged; each set of fetches has a queue of its own."""
 
-    The scheduler's op calls back into Python once a batch, and the function runs from there:
-    within the op it would be instantiated anew for each queue, with its weights, and never freed.
-    Each batch under way holds a thread of TensorFlow's inter-op pool meanwhile, and the function
-    needs another: see `inter_op_threads`.
-    """
-
-    def __init__(self, function: Function, parameters: BatchingParameters) -> None:
-        if (tf.config.threading.get_inter_op_parallelism_threads() or cpus()) <= parameters.threads:
-            raise ConfigError(
-                f"{parameters.threads} batch threads would wait for TensorFlow's inter-op threads "
-                f"for ever: set at least {inter_op_threads(parameters)} of those"
-            )
-        self._function = function
+    def __init__(self, run: Run, parameters: BatchingParameters, metrics: Metrics) -> None:
+        self._run = run
         self._parameters = parameters
+        self._metrics = metrics
         self._serial = next(_serial)
-        self._lock = threading.Lock()
-        self._queues: dict[str, Function] = {}
 
-    def __call__(self, tensors: list[tf.Tensor]) -> list[tf.Tensor]:
-        """Run the function on tensors [N, …] merged with those of other callers; blocks.
+    def __call__(
+        self,
+        feeds: dict[str, np.ndarray],
+        fetches: Sequence[str],
+        deadline: float | None = None,
+    ) -> list[np.ndarray]:
+        """As the session's run, on feeds [N, …], merged with those of other callers; blocks.
 
         Raises:
-            ServingError: what the function raised on the batch that these tensors were in.
-            tf.errors.OpError: the batch could not be queued.
+            ServingError: the feeds cannot be batched, or the deadline passed.
+            tf.errors.OpError: what the model refused, or that the queue is full.
         """
-        *outputs, failures = self._queue(tensors)(*tensors)
-        if failures.shape[0] and (failure := failures[0].numpy()):
-            number, _, message = failure.decode(errors="replace").partition(":")
-            raise ServingError(code_of(int(number)), message)
-        return outputs
-
-    def _queue(self, tensors: list[tf.Tensor]):
-        key = f"{self._serial} {[tensor.shape.as_list()[1:] for tensor in tensors]}"
-        with self._lock:
-            if key not in self._queues:
-                if len(self._queues) >= MAX_QUEUES:
-                    self._queues.pop(next(iter(self._queues)))
-                self._queues[key] = self._new_queue(key, [tensor.dtype for tensor in tensors])
-            return self._queues[key]
-
-    def _new_queue(self, key: str, dtypes: list[tf.DType]):
-        parameters = self._parameters
-        output_dtypes = [*(output.dtype for output in self._function.outputs), tf.string]
-        specs = [tf.TensorSpec(None, dtype) for dtype in dtypes]
-        # TensorFlow never lets go of a numpy_function: it must not hold the model.
-        method = weakref.WeakMethod(self._compute)
-
-        def run_batch(*arrays: np.ndarray) -> list[np.ndarray]:
-            compute_now = method()
-            assert compute_now, "a caller holds the model"
-            return compute_now(*arrays)
-
-        @tf.function(autograph=False, input_signature=specs)
-        def compute(*batch):
-            return tf.numpy_function(run_batch, batch, output_dtypes)
-
-        @tf.function(autograph=False, input_signature=specs)
-        def batched(*args):
-            return tf.raw_ops.BatchFunction(
-                in_tensors=list(args),
-                captured_tensors=[],
-                f=compute.get_concrete_function(),
-                Tout=output_dtypes,
-                num_batch_threads=parameters.threads,
-                max_batch_size=parameters.max_batch_size,
-                batch_timeout_micros=parameters.batch_timeout_micros,
-                max_enqueued_batches=parameters.max_enqueued_batches,
-                allowed_batch_sizes=list(parameters.allowed_batch_sizes),
-                enable_large_batch_splitting=parameters.enable_large_batch_splitting,
-                # One scheduler, and its threads, for all: the names live as long as the process.
-                shared_name=f"batch_scheduler {parameters}",
-                batching_queue=key,
-            )
-
-        return batched.get_concrete_function()
-
-    def _compute(self, *batch: np.ndarray) -> list[np.ndarray]:
-        """The function's outputs, and for each row what went wrong: `code:message`, or nothing.
-
-        An error goes the way of an answer because the op would keep its text only.
-        """
-        rows = len(batch[0])
+        rows = _rows(feeds)
+        if not rows:
+            return self._run(feeds, fetches)  # nothing to merge
+        number = next(_serial)
+        task = _tasks[number] = _Task(self, feeds, tuple(fetches), rows, deadline)
         try:
-            outputs = run(self._function, [tf.constant(array) for array in batch])
-        except Exception as error:  # the one way out for whatever a model raises
-            failure = translate(error)
-            blanks = [_blank(output.dtype, rows) for output in self._function.outputs]
-            text = f"{failure.code.value.number}:{failure.message}".encode()
-            return [*blanks, np.array([text] * rows, object)]
-        return [*(output.numpy() for output in outputs), np.array([b""] * rows, object)]
+            self._schedule((number << _ROW_BITS) + np.arange(rows), task)
+        finally:
+            del _tasks[number]
+        if task.error:
+            raise task.error
+        parts = [task.outputs[start] for start in sorted(task.outputs)]
+        if len(parts) == 1:
+            return parts[0]
+        return [np.concatenate(values) for values in zip(*parts, strict=True)]
+
+    def _schedule(self, tickets: np.ndarray, task: _Task) -> None:
+        """Hand the tickets to the scheduler; returns when the batches that they are in have run."""
+        parameters = self._parameters
+        limit, sizes = parameters.execution_limit, parameters.allowed_batch_sizes
+        if limit < parameters.max_batch_size and not sizes:
+            sizes = range(1, limit + 1)  # the op has no other word for a limit on what is run
+        tf.raw_ops.BatchFunction(
+            in_tensors=[tf.constant(tickets)],
+            captured_tensors=[],
+            f=_process_function(),
+            Tout=[tf.int64],
+            num_batch_threads=parameters.threads,
+            max_batch_size=parameters.max_batch_size,
+            batch_timeout_micros=parameters.batch_timeout_micros,
+            max_enqueued_batches=parameters.max_enqueued_batches,
+            allowed_batch_sizes=list(sizes),
+            enable_large_batch_splitting=parameters.enable_large_batch_splitting,
+            # One scheduler, and its threads, for all with the same parameters.
+            shared_name=f"batch_scheduler {parameters}",
+            batching_queue=f"{self._serial} {sorted(task.feeds)} {task.fetches}",
+        )
+
+    def process(self, parts: list[_Part], size: int) -> None:
+        """Run a batch, padded to `size` rows, and give every task its rows or its error."""
+        now = time.monotonic()
+        for part in parts:
+            self._metrics.queued(self._parameters.thread_pool_name, now - part.task.queued)
+        late = [part for part in parts if (part.task.deadline or now) < now]
+        for part in late:
+            part.task.error = ServingError(
+                Code.DEADLINE_EXCEEDED, "the deadline passed before its batch was computed"
+            )
+        alike = self._alike([part for part in parts if part not in late])
+        for group in alike:
+            self._run_or_tell(group, size if len(alike) == 1 else 0)
+
+    def _alike(self, parts: list[_Part]) -> list[list[_Part]]:
+        """The parts in groups that can be one batch: of one shape, or one rank if padded."""
+        groups: dict[tuple, list[_Part]] = {}
+        for part in parts:
+            shapes = [feed.shape[1:] for feed in part.task.feeds.values()]
+            padded = self._parameters.pad_variable_length_inputs
+            key = tuple(map(len, shapes)) if padded else tuple(shapes)
+            groups.setdefault(key, []).append(part)
+        return list(groups.values())
+
+    def _run_or_tell(self, parts: list[_Part], size: int) -> None:
+        """Run a group; if it fails, run each request alone, so that only the culprit fails."""
+        try:
+            self._run_group(parts, size)
+        except Exception as error:  # whatever a model raises, its callers are to know
+            if len(parts) == 1:
+                parts[0].task.error = error
+                return
+            for part in parts:
+                self._run_or_tell([part], 0)
+
+    def _run_group(self, parts: list[_Part], size: int) -> None:
+        rows = sum(part.rows for part in parts)
+        size = max(size, rows) if self._parameters.allowed_batch_sizes else rows
+        first = parts[0].task
+        feeds = {name: _merge([part.feed(name) for part in parts], size) for name in first.feeds}
+        outputs = self._run(feeds, first.fetches)
+        self._metrics.batch(rows, size)
+        for output in outputs:
+            if not output.ndim:
+                raise failed_precondition("Batched output tensor has 0 dimensions")
+            if len(output) != size:
+                raise failed_precondition(
+                    "Batched output tensor's 0th dimension does not equal the sum of the 0th "
+                    "dimension sizes of the input tensors"
+                )
+        at = 0
+        for part in parts:
+            part.task.outputs[part.start] = [x[at : at + part.rows] for x in outputs]
+            at += part.rows
 
 
-def _blank(dtype: tf.DType, rows: int) -> np.ndarray:
-    return (
-        np.full(rows, b"", object) if dtype == tf.string else np.zeros(rows, dtype.as_numpy_dtype)
-    )
+def _rows(feeds: dict[str, np.ndarray]) -> int:
+    if any(not feed.ndim for feed in feeds.values()):
+        raise invalid_argument("Batching Run() input tensors must have at least one dimension")
+    if len({len(feed) for feed in feeds.values()}) > 1:
+        raise invalid_argument("Batching Run() input tensors must have equal 0th-dimension size")
+    return len(next(iter(feeds.values()), ()))
 
 
-def run(function: Function, tensors: list[tf.Tensor]) -> list[tf.Tensor]:
-    """Run a signature's function on tensors as they are.
+def _merge(values: list[np.ndarray], size: int) -> np.ndarray:
+    """One array of `size` rows: the values', brought to one shape, and the first row again."""
+    shape = tuple(max(lengths) for lengths in zip(*(x.shape[1:] for x in values), strict=True))
+    values = [_widen(x, shape) for x in values]
+    missing = size - sum(map(len, values))
+    if missing:
+        values.append(np.repeat(values[0][:1], missing, axis=0))
+    return values[0] if len(values) == 1 else np.concatenate(values)
 
-    Not by a plain call, which would hold requests to the signature's shapes: TensorFlow Serving
-    does not. Nor by the PartitionedCall op, whose kernel would outlive the function.
+
+def _widen(value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Rows of a larger shape, filled up with the value's first element, as TensorFlow Serving's."""
+    if value.shape[1:] == shape:
+        return value
+    if not value.size:
+        raise invalid_argument("Got empty tensor in batch of non-empty tensors.")
+    wide = np.full((len(value), *shape), value.flat[0], value.dtype)
+    wide[tuple(slice(length) for length in value.shape)] = value
+    return wide
+
+
+def _process(tickets: np.ndarray) -> np.ndarray:
+    """Called by the scheduler with a batch, which it has padded with its first ticket."""
+    rows = len(tickets) if len(tickets) == 1 else _first_again(tickets)
+    parts = list(_parts(tickets[:rows]))
+    parts[0].task.batcher.process(parts, len(tickets))
+    return tickets
+
+
+def _first_again(tickets: np.ndarray) -> int:
+    """Where padding begins."""
+    again = np.flatnonzero(tickets[1:] == tickets[0])
+    return int(again[0]) + 1 if len(again) else len(tickets)
+
+
+def _parts(tickets: np.ndarray) -> Iterator[_Part]:
+    numbers = tickets >> _ROW_BITS
+    borders = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(tickets)]
+    for begin, end in itertools.pairwise(borders):
+        start = int(tickets[begin]) & (2**_ROW_BITS - 1)
+        yield _Part(_tasks[int(numbers[begin])], start, start + end - begin)
+
+
+@functools.cache
+def _process_function() -> tf.types.experimental.ConcreteFunction:
+    """`_process` as the op wants it; one for all queues, since TensorFlow never lets go of it."""
+
+    @tf.function(autograph=False, input_signature=[tf.TensorSpec([None], tf.int64)])
+    def process(tickets):
+        return tf.numpy_function(_process, [tickets], [tf.int64])
+
+    return process.get_concrete_function()
+
+
+def for_model(path: Path, common: BatchingParameters) -> BatchingParameters | None:
+    """A version's own parameters, from its file; None where it has none, and is not batched.
+
+    The threads are those of the server's own parameters, as in TensorFlow Serving.
     """
-    return function.inference_fn.call_flat(*tensors, *function.captured_inputs)
+    file = path / MODEL_FILE
+    if not file.exists():
+        return None
+    return replace(
+        read(file),
+        num_batch_threads=common.num_batch_threads,
+        thread_pool_name=common.thread_pool_name,
+    )
 
 
 def cpus() -> int:
     """CPUs that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-@functools.cache
-def _message_class():
-    """The BatchingParameters message, for protobuf's own text parser."""
-    file = descriptor_pb2.FileDescriptorProto(
-        name="batching_parameters.proto",
-        package="googlenet_serving",
-        syntax="proto3",
-        dependency=[wrappers_pb2.DESCRIPTOR.name],
-    )
-    message = file.message_type.add(name="BatchingParameters")
-    for name, (number, kind) in _PROTO_FIELDS.items():
-        field = message.field.add(name=name, number=number)
-        repeated = name == "allowed_batch_sizes"
-        field.label = field.LABEL_REPEATED if repeated else field.LABEL_OPTIONAL
-        if kind.endswith("Value"):
-            field.type, field.type_name = field.TYPE_MESSAGE, f".google.protobuf.{kind}"
-        else:
-            field.type = field.TYPE_BOOL if kind == "bool" else field.TYPE_INT64
-    pool = descriptor_pool.DescriptorPool()
-    pool.AddSerializedFile(wrappers_pb2.DESCRIPTOR.serialized_pb)
-    pool.Add(file)
-    return message_factory.GetMessageClass(
-        pool.FindMessageTypeByName("googlenet_serving.BatchingParameters")
-    )

@@ -1,24 +1,38 @@
-"""One loaded version of a model: predict, classify, metadata. Knows no transport.
+"""One loaded version of a model: predict, classify, regress, metadata. Knows no transport.
 
 The rules of what is accepted, and the words of what is refused, are TensorFlow Serving's
-(tensorflow_serving/servables/tensorflow/{predict_util,classifier}.cc).
+(tensorflow_serving/servables/tensorflow/{predict_util,classifier,regressor}.cc).
 """
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
-from tensorflow.core.protobuf import meta_graph_pb2, saved_model_pb2
+from tensorflow.core.framework import types_pb2
+from tensorflow.core.protobuf import config_pb2, meta_graph_pb2
 from tensorflow_serving.apis import prediction_log_pb2
 
 from serving import tensors
-from serving.batching import Batcher, BatchingParameters, Function, run
-from serving.errors import Code, ServingError, first_line, invalid_argument
+from serving.batching import Batcher, BatchingParameters
+from serving.errors import (
+    Code,
+    ServingError,
+    failed_precondition,
+    invalid_argument,
+    translate,
+)
+from serving.metrics import Metrics
+from serving.session import Session
 
 DEFAULT_SIGNATURE = "serving_default"
-CLASSIFY_INPUT, CLASSES, SCORES = "inputs", "classes", "scores"
+INPUTS, OUTPUTS, CLASSES, SCORES = "inputs", "outputs", "classes", "scores"
+PREDICT, CLASSIFY, REGRESS = (
+    f"tensorflow/serving/{method}" for method in ("predict", "classify", "regress")
+)
 WARM_UP_FILE = "assets.extra/tf_serving_warmup_requests"
 MAX_WARM_UP_RECORDS = 1000
 
@@ -30,51 +44,32 @@ class Label(NamedTuple):
     score: float
 
 
-Execute = Callable[[list[tf.Tensor]], list[tf.Tensor]]
+@dataclass(frozen=True)
+class Settings:
+    """What all servables of a server have in common.
 
+    Attributes:
+        batching: merge concurrent requests by these; None runs each alone.
+        session: TensorFlow's settings of threads and rewriting.
+        check_method_names: hold a signature to the method it was saved for.
+        metrics: counted into.
+    """
 
-class _Signature:
-    """One signature: its definition, and a function on tensors in the order of the input names."""
-
-    def __init__(self, definition: meta_graph_pb2.SignatureDef, execute: Execute) -> None:
-        self.definition = definition
-        self.input_names = sorted(definition.inputs)
-        self.output_names = sorted(definition.outputs)
-        self._execute = execute
-
-    def __call__(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        self._check(inputs)
-        outputs = self._execute([self._tensor(name, inputs[name]) for name in self.input_names])
-        return {name: x.numpy() for name, x in zip(self.output_names, outputs, strict=True)}
-
-    def _check(self, inputs: dict[str, np.ndarray]) -> None:
-        expected, sent = set(self.input_names), set(inputs)
-        if expected != sent:
-            raise invalid_argument(
-                f"input size does not match signature: {len(sent)}!={len(expected)} "
-                f"len({_braces(sent)}) != len({_braces(expected)}). Sent extra: "
-                f"{_braces(sent - expected)}. Missing but required: {_braces(expected - sent)}."
-            )
-
-    def _tensor(self, name: str, value: np.ndarray) -> tf.Tensor:
-        expected = tf.as_dtype(self.definition.inputs[name].dtype)
-        given = tf.string if value.dtype == object else tf.as_dtype(value.dtype)
-        if given != expected:
-            raise invalid_argument(
-                f"Expects input {name} to be {expected.name} but {given.name} is provided"
-            )
-        return tf.constant(value, expected)
-
-
-def _braces(names: set[str]) -> str:
-    return "{" + ",".join(sorted(names)) + "}"
+    batching: BatchingParameters | None = None
+    session: config_pb2.ConfigProto | None = None
+    check_method_names: bool = False
+    metrics: Metrics | None = None
 
 
 class Servable:
     """A loaded version of a model."""
 
     def __init__(
-        self, name: str, version: int, path: Path, batching: BatchingParameters | None = None
+        self,
+        name: str,
+        version: int,
+        path: Path,
+        settings: Settings = Settings(),
     ) -> None:
         """Load a SavedModel.
 
@@ -82,33 +77,35 @@ class Servable:
             name: the model's name.
             version: the version's number.
             path: the version's directory.
-            batching: merge concurrent requests by these; None runs each alone.
+            settings: the server's.
 
         Raises:
             ServingError: it is not a SavedModel that this TensorFlow can load.
         """
         self.name = name
         self.version = version
-        self._definitions = _read_signatures(path)
-        try:
-            # Held on to: the signatures' variables live as long as it does.
-            self._model = tf.saved_model.load(str(path), tags=[tf.saved_model.SERVING])
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
-            raise ServingError(Code.UNKNOWN, f"cannot load {path}: {first_line(error)}") from error
-        self._signatures = {
-            key: _Signature(self._definitions[key], _executor(function, batching))
-            for key, function in self._model.signatures.items()
-        }
+        self._path = path
+        self._metrics = settings.metrics or Metrics()
+        self._check_method_names = settings.check_method_names
+        session = Session(path, settings.session)
+        self._signatures = session.signatures
+        self._batched = settings.batching is not None
+        self._run = (
+            Batcher(session.run, settings.batching, self._metrics)
+            if settings.batching
+            else session.run
+        )
 
     def signature_definitions(self) -> dict[str, meta_graph_pb2.SignatureDef]:
         """Every signature's definition, as saved."""
-        return dict(self._definitions)
+        return dict(self._signatures)
 
     def predict(
         self,
         inputs: dict[str, np.ndarray],
         signature: str = "",
         output_filter: Sequence[str] = (),
+        deadline: float | None = None,
     ) -> dict[str, np.ndarray]:
         """Run a signature.
 
@@ -116,6 +113,7 @@ class Servable:
             inputs: by the signature's input names; strings as object arrays of bytes.
             signature: its name; empty for `serving_default`.
             output_filter: the outputs wanted; none for all.
+            deadline: by time.monotonic(); what has not begun by then is not computed.
 
         Raises:
             ServingError: unknown signature, inputs or outputs, or wrong dtypes.
@@ -123,58 +121,240 @@ class Servable:
         """
         key = signature or DEFAULT_SIGNATURE
         if key not in self._signatures:
-            raise ServingError(
-                Code.FAILED_PRECONDITION, f'Serving signature key "{key}" not found.'
-            )
-        _check_filter(output_filter, self._signatures[key].output_names)
-        outputs = self._signatures[key](inputs)
-        return {name: outputs[name] for name in output_filter or outputs}
+            raise failed_precondition(f'Serving signature key "{key}" not found.')
+        definition = self._signatures[key]
+        self._check_method(definition, "prediction", PREDICT, CLASSIFY, REGRESS)
+        feeds = self._feeds(definition, inputs)
+        _check_filter(output_filter, sorted(definition.outputs))
+        names = list(output_filter) or sorted(definition.outputs)
+        fetches = [definition.outputs[name].name for name in names]
+        with self._metrics.runtime(self.name, "Predict"):
+            outputs = self._execute(feeds, fetches, deadline)
+        return dict(zip(names, outputs, strict=True))
 
-    def classify(self, examples: Sequence[bytes], signature: str = "") -> list[list[Label]]:
+    def classify(
+        self, examples: Sequence[bytes], signature: str = "", deadline: float | None = None
+    ) -> list[list[Label]]:
         """Classify serialized tf.Examples; the labels of each in the model's order.
 
         Raises:
             ServingError: no examples, or the signature is not one for classification.
             tf.errors.OpError: what the model itself refused.
         """
-        key = signature or DEFAULT_SIGNATURE
-        if key not in self._signatures:
-            raise invalid_argument(f"No signature was found with the name: {key}")
-        if not examples:
-            raise invalid_argument("Input is empty.")
-        call = self._signatures[key]
-        if call.input_names != [CLASSIFY_INPUT]:
+        definition = self._example_signature(signature, "classification", CLASSIFY)
+        if not 1 <= len(definition.outputs) <= 2:
             raise invalid_argument(
-                f"No classification inputs found in SignatureDef: {call.definition}"
+                f"Expected one or two output Tensors, found {len(definition.outputs)}"
             )
-        if not set(call.output_names) & {CLASSES, SCORES}:
+        wanted = [name for name in (CLASSES, SCORES) if name in definition.outputs]
+        if not wanted:
             raise invalid_argument(
-                f"Expected classification signature outputs to contain {CLASSES} or {SCORES}: "
-                f"{call.definition}"
+                "Expected classification signature outputs to contain at least one of "
+                f'"{CLASSES}" or "{SCORES}". Signature was: {definition}'
             )
-        outputs = call({CLASSIFY_INPUT: np.array(examples, object)})
+        outputs = self._run_examples(definition, examples, wanted, "Classify", deadline)
+        for name, kind in ((CLASSES, object), (SCORES, np.float32)):
+            if name in outputs:
+                _check_classification(name, outputs[name], np.dtype(kind), len(examples))
         classes, scores = outputs.get(CLASSES), outputs.get(SCORES)
         return [_labels(classes, scores, row) for row in range(len(examples))]
 
-    def warm_up(self, path: Path) -> None:
+    def regress(
+        self, examples: Sequence[bytes], signature: str = "", deadline: float | None = None
+    ) -> list[float]:
+        """A number for each serialized tf.Example.
+
+        Raises:
+            ServingError: no examples, or the signature is not one for regression.
+            tf.errors.OpError: what the model itself refused.
+        """
+        definition = self._example_signature(signature, "regression", REGRESS)
+        if len(definition.outputs) != 1:
+            raise invalid_argument("Expected one output Tensor.")
+        if OUTPUTS not in definition.outputs:
+            raise invalid_argument(f"No regression outputs found in SignatureDef: {definition}")
+        wanted = [OUTPUTS]
+        values = self._run_examples(definition, examples, wanted, "Regress", deadline)[OUTPUTS]
+        if values.shape not in ((len(examples),), (len(examples), 1)):
+            shape = ",".join(map(str, values.shape))
+            raise invalid_argument(
+                "Expected output Tensor shape to be either [batch_size] or [batch_size, 1] but "
+                f"got [{shape}]"
+            )
+        if values.dtype != np.float32:
+            raise invalid_argument(f"Expected output Tensor of DT_FLOAT. Got: {values.dtype}")
+        return values.ravel().tolist()
+
+    def warm_up(self) -> None:
         """Replay the requests recorded with the version, so that no user has to wait.
 
         Raises:
             ServingError, tf.errors.OpError: a recorded request failed.
         """
-        file = path / WARM_UP_FILE
+        file = self._path / WARM_UP_FILE
         if not file.exists():
             return
-        for record in tf.data.TFRecordDataset(str(file)).take(MAX_WARM_UP_RECORDS):
-            log = prediction_log_pb2.PredictionLog.FromString(record.numpy())
-            if log.HasField("predict_log"):
-                request = log.predict_log.request
-                inputs = {name: tensors.from_proto(name, x) for name, x in request.inputs.items()}
-                self.predict(inputs, request.model_spec.signature_name)
-            elif log.HasField("classify_log"):
-                asked = log.classify_log.request
-                examples = [x.SerializeToString() for x in asked.input.example_list.examples]
-                self.classify(examples, asked.model_spec.signature_name)
+        records, started, status = 0, time.perf_counter(), "OK"
+        try:
+            for record in tf.data.TFRecordDataset(str(file)).take(MAX_WARM_UP_RECORDS):
+                records += 1
+                self._replay(prediction_log_pb2.PredictionLog.FromString(record.numpy()))
+        except Exception as error:
+            status = translate(error).code.name
+            raise
+        finally:
+            seconds = time.perf_counter() - started
+            self._metrics.warm_up(str(self._path), status, seconds, records)
+
+    def _replay(self, log: prediction_log_pb2.PredictionLog) -> None:
+        kind = log.WhichOneof("log_type")
+        if kind == "predict_log":
+            request = log.predict_log.request
+            inputs = {name: tensors.from_proto(name, x) for name, x in request.inputs.items()}
+            signature = request.model_spec.signature_name
+            self.predict(inputs, signature, list(request.output_filter))
+        elif kind == "classify_log":
+            asked = log.classify_log.request
+            self.classify(tensors.examples(asked.input), asked.model_spec.signature_name)
+        elif kind == "regress_log":
+            asked = log.regress_log.request
+            self.regress(tensors.examples(asked.input), asked.model_spec.signature_name)
+        elif kind == "multi_inference_log":
+            self.multi_inference(log.multi_inference_log.request)
+        else:
+            raise ServingError(Code.UNIMPLEMENTED, f"Unsupported log_type for warmup: {kind}")
+
+    def multi_inference(self, request, deadline: float | None = None) -> list:
+        """The answer of each task of a MultiInferenceRequest: labels or numbers by example.
+
+        Raises:
+            ServingError: no examples, an unknown signature or method, or one asked for twice.
+            tf.errors.OpError: what the model itself refused.
+        """
+        examples = tensors.examples(request.input)
+        run = {CLASSIFY: self.classify, REGRESS: self.regress}
+        seen = set()
+        for task in request.tasks:
+            signature = task.model_spec.signature_name or DEFAULT_SIGNATURE
+            if task.model_spec.name != self.name:
+                raise invalid_argument(
+                    "All ModelSpecs in a MultiInferenceRequest must access the same model name."
+                )
+            if signature in seen:
+                raise invalid_argument(f"Duplicate evaluation of signature: {signature}")
+            if signature not in self._signatures:
+                raise invalid_argument(f"Requested signature not found in model graph: {signature}")
+            if task.method_name not in run:
+                raise ServingError(
+                    Code.UNIMPLEMENTED, f"Unsupported signature method_name: {task.method_name}"
+                )
+            seen.add(signature)
+        answers = [
+            run[task.method_name](examples, task.model_spec.signature_name, deadline)
+            for task in request.tasks
+        ]
+        self._metrics.examples(self.name, len(examples))
+        return answers
+
+    def _execute(
+        self, feeds: dict[str, np.ndarray], fetches: list[str], deadline: float | None
+    ) -> list[np.ndarray]:
+        if deadline is not None and time.monotonic() >= deadline:
+            raise ServingError(Code.DEADLINE_EXCEEDED, "the deadline passed before it was computed")
+        if self._batched:
+            return self._run(feeds, fetches, deadline)
+        return self._run(feeds, fetches)
+
+    def _feeds(
+        self, definition: meta_graph_pb2.SignatureDef, inputs: dict[str, np.ndarray]
+    ) -> dict[str, np.ndarray]:
+        """Values by tensor name, with the signature's defaults for what is not sent."""
+        expected, defaults = definition.inputs, definition.defaults
+        if len(inputs) > len(expected) or len(inputs) + len(defaults) < len(expected):
+            raise _wrong_inputs(set(inputs), set(expected))
+        feeds = {}
+        for position, alias in enumerate(sorted(expected)):
+            if alias in inputs:
+                value = inputs[alias]
+            elif alias in defaults:
+                value = tensors.from_proto(alias, defaults[alias])
+            else:
+                raise invalid_argument(
+                    f"Signature input alias: {alias}(feed name: {expected[alias].name}) not found "
+                    f"in request and no default value provided. Inputs expected to be in the "
+                    f"request {_braces(inputs)}, or default input alias set: "
+                    f"{','.join(sorted(defaults))}"
+                )
+            self._check_dtype(position, value, expected[alias].dtype)
+            feeds[expected[alias].name] = value
+        return feeds
+
+    def _check_dtype(self, position: int, value: np.ndarray, expected: int) -> None:
+        given = tensors.dtype_of(value)
+        if given == expected:
+            return
+        names = [types_pb2.DataType.Name(dtype)[3:].lower() for dtype in (expected, given)]
+        if self._batched:  # TensorFlow Serving finds out when it merges the batch
+            raise ServingError(
+                Code.INTERNAL,
+                "Tensor concat operation failed: INVALID_ARGUMENT: Cannot concatenate tensors that "
+                f"have different data types. Got {names[0]} and {names[1]}.",
+            )
+        raise invalid_argument(
+            f"Expects arg[{position}] to be {names[0]} but {names[1]} is provided"
+        )
+
+    def _check_method(
+        self, definition: meta_graph_pb2.SignatureDef, what: str, *allowed: str
+    ) -> None:
+        if self._check_method_names and definition.method_name not in allowed:
+            raise invalid_argument(
+                f"Expected {what} signature method_name to be {' or '.join(allowed)}. "
+                f"Was: {definition.method_name}"
+            )
+
+    def _example_signature(
+        self, signature: str, what: str, method: str
+    ) -> meta_graph_pb2.SignatureDef:
+        """A signature that takes tf.Examples."""
+        key = signature or DEFAULT_SIGNATURE
+        if key not in self._signatures:
+            raise invalid_argument(f"No signature was found with the name: {key}")
+        definition = self._signatures[key]
+        self._check_method(definition, what, method)
+        if len(definition.inputs) != 1:
+            raise invalid_argument(f"Expected one input Tensor, not {len(definition.inputs)}.")
+        if INPUTS not in definition.inputs:
+            raise invalid_argument(f"No {what} inputs found in SignatureDef: {definition}")
+        return definition
+
+    def _run_examples(
+        self,
+        definition: meta_graph_pb2.SignatureDef,
+        examples: Sequence[bytes],
+        wanted: list[str],
+        api: str,
+        deadline: float | None,
+    ) -> dict[str, np.ndarray]:
+        if not examples:
+            raise invalid_argument("Input is empty.")
+        feeds = {definition.inputs[INPUTS].name: np.array(examples, object)}
+        fetches = [definition.outputs[name].name for name in wanted]
+        with self._metrics.runtime(self.name, api):
+            outputs = self._execute(feeds, fetches, deadline)
+        return dict(zip(wanted, outputs, strict=True))
+
+
+def _wrong_inputs(sent: set[str], expected: set[str]) -> ServingError:
+    return invalid_argument(
+        f"input size does not match signature: {len(sent)}!={len(expected)} "
+        f"len({_braces(sent)}) != len({_braces(expected)}). Sent extra: "
+        f"{_braces(sent - expected)}. Missing but required: {_braces(expected - sent)}."
+    )
+
+
+def _braces(names) -> str:
+    return "{" + ",".join(sorted(names)) + "}"
 
 
 def _check_filter(wanted: Sequence[str], known: list[str]) -> None:
@@ -182,10 +362,21 @@ def _check_filter(wanted: Sequence[str], known: list[str]) -> None:
         if name not in known:
             raise invalid_argument(
                 f"output tensor alias not found in signature: {name} "
-                f"Outputs expected to be in the set {_braces(set(known))}."
+                f"Outputs expected to be in the set {_braces(known)}."
             )
         if name in wanted[:position]:
             raise invalid_argument(f"duplicate output tensor alias: {name}")
+
+
+def _check_classification(name: str, values: np.ndarray, dtype: np.dtype, rows: int) -> None:
+    if values.dtype != dtype:
+        raise invalid_argument(f"Expected {name} Tensor of {dtype}. Got: {values.dtype}")
+    if values.ndim != 2:
+        raise invalid_argument(
+            f"Expected Tensor shape: [batch_size num_classes] but got {list(values.shape)}"
+        )
+    if len(values) != rows:
+        raise invalid_argument(f"Expected {name} output batch size of {rows}. Got: {len(values)}")
 
 
 def _labels(classes: np.ndarray | None, scores: np.ndarray | None, row: int) -> list[Label]:
@@ -193,38 +384,6 @@ def _labels(classes: np.ndarray | None, scores: np.ndarray | None, row: int) -> 
     count = (classes if classes is not None else scores).shape[1]  # type: ignore[union-attr]
     names = [name.decode() for name in classes[row]] if classes is not None else [""] * count
     values = scores[row].tolist() if scores is not None else [0.0] * count
+    if len(names) != len(values):
+        raise invalid_argument("Tensors class and score should match in dimension 1")
     return [Label(name, value) for name, value in zip(names, values, strict=True)]
-
-
-def _executor(function: Function, batching: BatchingParameters | None) -> Execute:
-    if batching is None:
-        return lambda arguments: run(function, arguments)
-    batcher = Batcher(function, batching)
-
-    def execute(arguments: list[tf.Tensor]) -> list[tf.Tensor]:
-        if any(not argument.shape.rank for argument in arguments):
-            raise invalid_argument("Batching Run() input tensors must have at least one dimension")
-        if len({argument.shape[0] for argument in arguments}) > 1:
-            raise invalid_argument(
-                "Batching Run() input tensors must have equal 0th-dimension size"
-            )
-        if arguments and not arguments[0].shape[0]:
-            return run(function, arguments)  # no rows, nothing to merge
-        return batcher(arguments)
-
-    return execute
-
-
-def _read_signatures(path: Path) -> dict[str, meta_graph_pb2.SignatureDef]:
-    """The definitions as saved; loading and saving again would rename their tensors."""
-    file = path / "saved_model.pb"
-    try:
-        saved = saved_model_pb2.SavedModel.FromString(file.read_bytes())
-    except OSError as error:
-        raise ServingError(Code.NOT_FOUND, f"Could not find SavedModel at {path}") from error
-    except Exception as error:  # protobuf's DecodeError differs between its implementations
-        raise ServingError(Code.DATA_LOSS, f"Can't parse {file} as a SavedModel") from error
-    for graph in saved.meta_graphs:
-        if tf.saved_model.SERVING in graph.meta_info_def.tags:
-            return dict(graph.signature_def)
-    raise ServingError(Code.NOT_FOUND, f"{path} has no graph with tag {tf.saved_model.SERVING}")

@@ -14,30 +14,35 @@ import tensorflow as tf
 
 
 class _Status(NamedTuple):
-    """A canonical code's number, and what it is in gRPC."""
+    """A canonical code's number, and what it is in gRPC and in HTTP (http_server.cc)."""
 
     number: int
     grpc: grpc.StatusCode
+    http: int
 
 
 class Code(Enum):
-    """Canonical codes."""
+    """Canonical codes; `Code(5)` is the one with that number."""
 
-    CANCELLED = _Status(1, grpc.StatusCode.CANCELLED)
-    UNKNOWN = _Status(2, grpc.StatusCode.UNKNOWN)
-    INVALID_ARGUMENT = _Status(3, grpc.StatusCode.INVALID_ARGUMENT)
-    DEADLINE_EXCEEDED = _Status(4, grpc.StatusCode.DEADLINE_EXCEEDED)
-    NOT_FOUND = _Status(5, grpc.StatusCode.NOT_FOUND)
-    ALREADY_EXISTS = _Status(6, grpc.StatusCode.ALREADY_EXISTS)
-    PERMISSION_DENIED = _Status(7, grpc.StatusCode.PERMISSION_DENIED)
-    RESOURCE_EXHAUSTED = _Status(8, grpc.StatusCode.RESOURCE_EXHAUSTED)
-    FAILED_PRECONDITION = _Status(9, grpc.StatusCode.FAILED_PRECONDITION)
-    ABORTED = _Status(10, grpc.StatusCode.ABORTED)
-    OUT_OF_RANGE = _Status(11, grpc.StatusCode.OUT_OF_RANGE)
-    UNIMPLEMENTED = _Status(12, grpc.StatusCode.UNIMPLEMENTED)
-    INTERNAL = _Status(13, grpc.StatusCode.INTERNAL)
-    UNAVAILABLE = _Status(14, grpc.StatusCode.UNAVAILABLE)
-    DATA_LOSS = _Status(15, grpc.StatusCode.DATA_LOSS)
+    CANCELLED = _Status(1, grpc.StatusCode.CANCELLED, 499)
+    UNKNOWN = _Status(2, grpc.StatusCode.UNKNOWN, 500)
+    INVALID_ARGUMENT = _Status(3, grpc.StatusCode.INVALID_ARGUMENT, 400)
+    DEADLINE_EXCEEDED = _Status(4, grpc.StatusCode.DEADLINE_EXCEEDED, 504)
+    NOT_FOUND = _Status(5, grpc.StatusCode.NOT_FOUND, 404)
+    ALREADY_EXISTS = _Status(6, grpc.StatusCode.ALREADY_EXISTS, 409)
+    PERMISSION_DENIED = _Status(7, grpc.StatusCode.PERMISSION_DENIED, 403)
+    RESOURCE_EXHAUSTED = _Status(8, grpc.StatusCode.RESOURCE_EXHAUSTED, 503)
+    FAILED_PRECONDITION = _Status(9, grpc.StatusCode.FAILED_PRECONDITION, 412)
+    ABORTED = _Status(10, grpc.StatusCode.ABORTED, 409)
+    OUT_OF_RANGE = _Status(11, grpc.StatusCode.OUT_OF_RANGE, 416)
+    UNIMPLEMENTED = _Status(12, grpc.StatusCode.UNIMPLEMENTED, 501)
+    INTERNAL = _Status(13, grpc.StatusCode.INTERNAL, 500)
+    UNAVAILABLE = _Status(14, grpc.StatusCode.UNAVAILABLE, 503)
+    DATA_LOSS = _Status(15, grpc.StatusCode.DATA_LOSS, 500)
+
+    @classmethod
+    def _missing_(cls, value: object) -> "Code":
+        return next((code for code in cls if code.value.number == value), cls.UNKNOWN)
 
 
 # What TensorFlow adds to an operation's own words: where its graph was made, on which node.
@@ -45,8 +50,6 @@ _ADDED = re.compile(
     r"^(Graph execution error|Detected at node|File \"|<stack traces|\[\[\{\{|Function call stack|"
     r"Original stack trace)|^[^ ]* -> [^ ]*$"
 )
-
-_BY_NUMBER = {code.value.number: code for code in Code}
 
 
 @dataclass
@@ -72,9 +75,8 @@ def not_found(message: str) -> ServingError:
     return ServingError(Code.NOT_FOUND, message)
 
 
-def code_of(number: int) -> Code:
-    """A canonical code by its number; UNKNOWN for one that is none."""
-    return _BY_NUMBER.get(number, Code.UNKNOWN)
+def failed_precondition(message: str) -> ServingError:
+    return ServingError(Code.FAILED_PRECONDITION, message)
 
 
 def translate(error: Exception) -> ServingError:
@@ -82,7 +84,7 @@ def translate(error: Exception) -> ServingError:
     if isinstance(error, ServingError):
         return error
     if isinstance(error, tf.errors.OpError):
-        return ServingError(code_of(error.error_code), _essence(error.message))
+        return ServingError(Code(error.error_code), _essence(error.message))
     return ServingError(Code.INTERNAL, f"{type(error).__name__}: {first_line(error)}")
 
 

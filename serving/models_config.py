@@ -1,18 +1,21 @@
 """Which models and versions to serve: models.config, in TensorFlow Serving's format."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
 
-from google.protobuf import text_format
 from tensorflow_serving.config import model_server_config_pb2
 from tensorflow_serving.config.file_system_storage_path_source_pb2 import (
     FileSystemStoragePathSourceConfig,
 )
 
-from serving.errors import ConfigError
+from serving import config_files
+from serving.errors import ConfigError, ServingError, invalid_argument
 
+TENSORFLOW = "tensorflow"
 _Policy: TypeAlias = FileSystemStoragePathSourceConfig.ServableVersionPolicy
+_DEPRECATED_TYPES = {model_server_config_pb2.ModelType.TENSORFLOW: TENSORFLOW}
 
 
 @dataclass(frozen=True)
@@ -21,15 +24,28 @@ class ModelConfig:
 
     Attributes:
         name: what requests call it.
-        base_path: the directory that holds its version directories.
+        base_path: the directory that holds its version directories; absolute.
         policy: a ServableVersionPolicy message: latest (the default), all or specific.
         labels: version label -> version.
+        platform: `tensorflow` is the only one that can be served.
+
+    Raises:
+        ServingError: INVALID_ARGUMENT, the base path is not absolute.
     """
 
     name: str
     base_path: Path
     policy: _Policy = field(default_factory=_Policy)
     labels: dict[str, int] = field(default_factory=dict)
+    platform: str = TENSORFLOW
+
+    def __post_init__(self) -> None:
+        if not self.base_path.is_absolute():
+            shown = "" if self.base_path == Path() else self.base_path
+            raise invalid_argument(
+                f"Expected model {self.name} to have an absolute path or URI; got "
+                f"base_path()={shown}"
+            )
 
     def wanted(self, found: list[int]) -> list[int]:
         """The versions, of those found (ascending), that the policy serves."""
@@ -42,35 +58,61 @@ class ModelConfig:
 
 
 def read(path: Path) -> list[ModelConfig]:
-    """The models of a file.
+    """The models of a file; none is a server that waits to be told.
 
     Raises:
-        ConfigError: no such file, not in that format, or a model without a name or base path, or
-            with another's name.
+        ConfigError: no such file, not in that format, or a model that cannot be served.
     """
+    message = config_files.parse(path, model_server_config_pb2.ModelServerConfig())
     try:
-        message = text_format.Parse(path.read_text(), model_server_config_pb2.ModelServerConfig())
-    except (OSError, UnicodeDecodeError, text_format.ParseError) as error:
-        raise ConfigError(f"model config file {path}: {error}") from error
-    models = [_model(config, path) for config in message.model_config_list.config]
-    names = [model.name for model in models]
-    for name in names:
-        if names.count(name) > 1:
-            raise ConfigError(f"model config file {path}: two models are named {name}")
-    if not models:
-        raise ConfigError(f"model config file {path}: it names no model")
+        models = from_messages(message.model_config_list.config)
+        check_platforms(models, {})
+    except ServingError as error:
+        raise ConfigError(f"{path}: {error}") from error
     return models
 
 
-def _model(config: model_server_config_pb2.ModelConfig, path: Path) -> ModelConfig:
-    if not config.name or not config.base_path:
-        raise ConfigError(
-            f"model config file {path}: a model needs a name and a base_path, not "
-            f"{text_format.MessageToString(config, as_one_line=True)!r}"
+def from_messages(configs: Iterable[model_server_config_pb2.ModelConfig]) -> list[ModelConfig]:
+    """The models of a ModelConfigList.
+
+    Raises:
+        ServingError: INVALID_ARGUMENT, a model lacks something, or has another's name.
+    """
+    models: dict[str, ModelConfig] = {}
+    for config in configs:
+        if config.name in models:
+            raise invalid_argument(
+                f"Illegal to list model {config.name} multiple times in config list"
+            )
+        models[config.name] = ModelConfig(
+            config.name,
+            Path(config.base_path),
+            config.model_version_policy,
+            dict(config.version_labels),
+            config.model_platform or _DEPRECATED_TYPES.get(config.model_type, ""),
         )
-    return ModelConfig(
-        config.name,
-        Path(config.base_path),
-        config.model_version_policy,
-        dict(config.version_labels),
-    )
+    return list(models.values())
+
+
+def check_platforms(models: list[ModelConfig], served: dict[str, ModelConfig]) -> None:
+    """See that every model is TensorFlow's, and stays of its platform.
+
+    Raises:
+        ServingError: INVALID_ARGUMENT.
+    """
+    for model in models:
+        if not model.platform:
+            raise invalid_argument(
+                "Illegal setting neither ModelServerConfig::model_type (deprecated) nor "
+                f"ModelServerConfig::model_platform, model name is {model.name}"
+            )
+        old = served.get(model.name, model).platform
+        if old != model.platform:
+            raise invalid_argument(
+                f"Illegal to change a model's platform. For model {model.name} platform was {old} "
+                f"and new platform requested is {model.platform}"
+            )
+        if model.platform != TENSORFLOW:
+            raise invalid_argument(
+                f"Model {model.name} requests unsupported platform {model.platform}"
+            )

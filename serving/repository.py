@@ -113,14 +113,10 @@ class Repository:
                 version that is not loaded, which at the start none is.
         """
         self._check_first_labels()
-        while not self._stop.is_set():
-            self.poll()
-            waiting = [model for model in self._models.values() if not model.available()]
-            if not waiting:
-                break
-            for model in waiting:
-                self._fail_if_hopeless(model)
-            self._stop.wait(self._polling.seconds or 1.0)
+        try:
+            self._wait_for(list(self._models))
+        except ServingError as error:
+            raise ConfigError(f"{error}: remove or replace what cannot be loaded") from error
         if self._polling.seconds:
             threading.Thread(target=self._watch, name="repository", daemon=True).start()
 
@@ -165,14 +161,23 @@ class Repository:
                 raise not_found(f"Could not find version {version} of model {name}")
             return [model.versions[version]]
 
-    def reload(self, models: list[ModelConfig]) -> None:
+    def reload(self, models: list[ModelConfig], deadline: float | None = None) -> None:
         """Serve other models, versions or labels from now on, and load them; all of it or nothing.
 
+        Args:
+            models: to serve.
+            deadline: by time.monotonic(), until which to wait for models that do not serve yet;
+                None does not wait.
+
         Raises:
-            ServingError: FAILED_PRECONDITION, a label is for a version that is not available.
+            ServingError: FAILED_PRECONDITION, a label is for a version that is not available;
+                INVALID_ARGUMENT, a model of another platform; UNKNOWN, a new model cannot be
+                loaded; DEADLINE_EXCEEDED, it is not there yet.
         """
         with self._polled, self._lock:
-            if models == [model.config for model in self._models.values()]:
+            served = {name: model.config for name, model in self._models.items()}
+            models_config.check_platforms(models, served)
+            if models == list(served.values()):
                 return
             for config in models:
                 self._check_labels(config)
@@ -185,7 +190,33 @@ class Repository:
         log.info("serving %s as newly configured", ", ".join(config.name for config in models))
         for model in gone:
             self._unload_all_but(model, [])
-        self.poll()
+        if deadline is None:
+            self.poll()
+        else:
+            self._wait_for([config.name for config in models], deadline)
+
+    def _wait_for(self, names: list[str], deadline: float | None = None) -> None:
+        """Look again and again until every model serves, as TensorFlow Serving does.
+
+        Raises:
+            ServingError: UNKNOWN, one cannot be loaded; DEADLINE_EXCEEDED.
+        """
+        while not self._stop.is_set():
+            self.poll()
+            models = [self._models[name] for name in names if name in self._models]
+            waiting = [model for model in models if not model.available()]
+            hopeless = [version for model in waiting for version in self._hopeless(model)]
+            if hopeless:
+                raise ServingError(
+                    Code.UNKNOWN,
+                    f"{len(hopeless)} servable(s) did not become available: {', '.join(hopeless)}",
+                )
+            if not waiting:
+                return
+            if deadline is not None and time.monotonic() >= deadline:
+                missing = ", ".join(model.config.name for model in waiting)
+                raise ServingError(Code.DEADLINE_EXCEEDED, f"no version yet of {missing}")
+            self._stop.wait(self._polling.seconds or 1.0)
 
     def poll(self) -> None:
         """Look at every base path once, and load and unload as the policies say."""
@@ -299,13 +330,17 @@ class Repository:
             self._garbage = True
             log.info("unloaded %s version %d", name, version.number)
 
-    def _fail_if_hopeless(self, model: _Model) -> None:
+    def _hopeless(self, model: _Model) -> list[str]:
+        """What cannot be loaded of a model all of whose versions failed, and why."""
         failed = [version for version in model.versions.values() if version.error]
-        if failed and all(v.failures > self._polling.load_retries for v in failed):
-            raise ConfigError(
-                f"model {model.config.name} version {failed[-1].number} cannot be loaded: "
-                f"{failed[-1].error}: remove or replace it"
-            )
+        if any(version.failures <= self._polling.load_retries for version in failed):
+            return []
+        return [
+            f"{{name: {model.config.name} version: {version.number}}} due to error: "
+            f"{version.error.code.name}: {version.error}"
+            for version in failed
+            if version.error
+        ]
 
 
 def follow(repository: Repository, file: Path, seconds: float, stop: threading.Event) -> None:

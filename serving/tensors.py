@@ -1,4 +1,4 @@
-"""TensorProto <-> numpy.
+"""TensorProto <-> numpy, and what else requests carry.
 
 A request may carry its numbers packed in `tensor_content` or in the typed field of its dtype;
 answers use the typed field, as TensorFlow Serving's do unless it is told otherwise.
@@ -8,14 +8,16 @@ import math
 
 import numpy as np
 import tensorflow as tf
-from tensorflow.core.framework import tensor_pb2
+from tensorflow.core.framework import tensor_pb2, types_pb2
+from tensorflow_serving.apis import input_pb2
 
 from serving.errors import invalid_argument
 
 # One value may stand for all of a tensor, so a short message can ask for any amount of memory.
 MAX_ELEMENTS = 2**31
+_STRING = types_pb2.DT_STRING
 
-# numpy kind and size -> TensorProto's field; float16 and bfloat16 travel as bit patterns.
+# dtype -> TensorProto's field; float16 and bfloat16 travel as bit patterns.
 _FIELDS = {
     tf.float32: "float_val",
     tf.float64: "double_val",
@@ -28,9 +30,19 @@ _FIELDS = {
     tf.uint32: "uint32_val",
     tf.uint64: "uint64_val",
     tf.bool: "bool_val",
+    tf.float16: "half_val",
+    tf.bfloat16: "half_val",
+    tf.complex64: "scomplex_val",
+    tf.complex128: "dcomplex_val",
 }
-_BIT_PATTERNS = (tf.float16, tf.bfloat16)
-_COMPLEX = {tf.complex64: "scomplex_val", tf.complex128: "dcomplex_val"}
+_BY_ENUM = {dtype.as_datatype_enum: (dtype.as_numpy_dtype, f) for dtype, f in _FIELDS.items()}
+_BY_NUMPY = {np.dtype(kind): (enum, f) for enum, (kind, f) in _BY_ENUM.items()}
+_HALVES = {types_pb2.DT_HALF, types_pb2.DT_BFLOAT16}
+
+
+def dtype_of(array: np.ndarray) -> int:
+    """A DataType: strings are arrays of objects."""
+    return _STRING if array.dtype == object else _BY_NUMPY[array.dtype][0]
 
 
 def from_proto(name: str, proto: tensor_pb2.TensorProto) -> np.ndarray:
@@ -39,31 +51,108 @@ def from_proto(name: str, proto: tensor_pb2.TensorProto) -> np.ndarray:
     Raises:
         ServingError: INVALID_ARGUMENT naming the tensor, when its contents do not fit its shape.
     """
-    elements = math.prod(dim.size for dim in proto.tensor_shape.dim)
-    if elements > MAX_ELEMENTS:
-        raise invalid_argument(f"tensor parsing error: {name}: {elements} elements are too many")
     try:
-        return tf.make_ndarray(proto)
+        return _from_proto(proto)
     except (ValueError, TypeError, KeyError, OverflowError) as error:
         raise invalid_argument(f"tensor parsing error: {name}") from error
 
 
+def _from_proto(proto: tensor_pb2.TensorProto) -> np.ndarray:
+    shape = [dim.size for dim in proto.tensor_shape.dim]
+    elements = math.prod(shape)
+    if elements > MAX_ELEMENTS or min(shape, default=0) < 0:
+        raise ValueError("no shape to be had")
+    if proto.dtype == _STRING:
+        if proto.tensor_content:
+            return np.array(_strings(proto.tensor_content, elements), object).reshape(shape)
+        return _fill(np.array(list(proto.string_val), object), b"", elements).reshape(shape)
+    dtype, field = _BY_ENUM[proto.dtype]
+    if proto.tensor_content:
+        return np.frombuffer(proto.tensor_content, dtype).reshape(shape)
+    given = getattr(proto, field)
+    if proto.dtype in _HALVES:
+        values = np.array(given, np.uint16).view(dtype)
+    elif np.issubdtype(dtype, np.complexfloating):
+        values = np.array(given, np.zeros(0, dtype).real.dtype).view(dtype)
+    else:
+        values = np.array(given).astype(dtype)  # what does not fit wraps round, as in C++
+    return _fill(values, 0, elements).reshape(shape)
+
+
+def _fill(values: np.ndarray, nothing: object, elements: int) -> np.ndarray:
+    """Exactly so many: a short field repeats its last value, none at all means nothing."""
+    if len(values) >= elements:
+        return values[:elements]
+    filled = np.full(elements, values[-1] if len(values) else nothing, values.dtype)
+    filled[: len(values)] = values
+    return filled
+
+
+def _strings(content: bytes, count: int) -> list[bytes]:
+    """Strings packed as TensorFlow packs them: all lengths as varints, then all bytes."""
+    lengths, at = [], 0
+    for _ in range(count):
+        length = shift = 0
+        while True:
+            if at >= len(content):
+                raise ValueError("lengths cut off")
+            byte = content[at]
+            at += 1
+            length |= (byte & 127) << shift
+            shift += 7
+            if byte < 128:
+                break
+        lengths.append(length)
+    if at + sum(lengths) != len(content):
+        raise ValueError("lengths and bytes differ")
+    strings = []
+    for length in lengths:
+        strings.append(content[at : at + length])
+        at += length
+    return strings
+
+
 def to_proto(array: np.ndarray, as_content: bool = False) -> tensor_pb2.TensorProto:
-    """An answer's tensor, in the typed field, or in `tensor_content` where the dtype allows it."""
-    dtype = tf.as_dtype(array.dtype) if array.dtype != object else tf.string
-    proto = tensor_pb2.TensorProto(
-        dtype=dtype.as_datatype_enum, tensor_shape=tf.TensorShape(array.shape).as_proto()
-    )
-    flat = array.ravel()
-    if dtype == tf.string:
-        proto.string_val.extend(flat.tolist())
+    """An answer's tensor, in the typed field, or in `tensor_content`."""
+    proto = tensor_pb2.TensorProto(dtype=dtype_of(array))
+    for size in array.shape:
+        proto.tensor_shape.dim.add(size=size)
+    flat = np.ascontiguousarray(array).reshape(-1)
+    if array.dtype == object:
+        if as_content:
+            values = flat.tolist()
+            proto.tensor_content = b"".join([*map(_varint, map(len, values)), *values])
+        else:
+            proto.string_val.extend(flat.tolist())
     elif as_content:
         proto.tensor_content = flat.tobytes()
-    elif dtype in _BIT_PATTERNS:
-        proto.half_val.extend(flat.view(np.uint16).tolist())
-    elif dtype in _COMPLEX:
-        parts = flat.view(flat.real.dtype)
-        getattr(proto, _COMPLEX[dtype]).extend(parts.tolist())
     else:
-        getattr(proto, _FIELDS[dtype]).extend(flat.tolist())
+        if proto.dtype in _HALVES:
+            flat = flat.view(np.uint16)
+        elif np.iscomplexobj(flat):
+            flat = flat.view(flat.real.dtype)
+        getattr(proto, _BY_NUMPY[array.dtype][1]).extend(flat.tolist())
     return proto
+
+
+def _varint(number: int) -> bytes:
+    encoded = bytearray()
+    while number > 127:
+        encoded.append(number & 127 | 128)
+        number >>= 7
+    encoded.append(number)
+    return bytes(encoded)
+
+
+def examples(given: input_pb2.Input) -> list[bytes]:
+    """Serialized tf.Examples; a context is merged into each, which its own features override."""
+    if given.WhichOneof("kind") != "example_list_with_context":
+        return [example.SerializeToString() for example in given.example_list.examples]
+    merged = []
+    for example in given.example_list_with_context.examples:
+        whole = type(example)()
+        whole.CopyFrom(given.example_list_with_context.context)
+        for key, feature in example.features.feature.items():
+            whole.features.feature[key].CopyFrom(feature)
+        merged.append(whole.SerializeToString())
+    return merged
