@@ -14,13 +14,13 @@ FORCE_FLAG := $(if $(FORCE),--force $(if $(filter-out 1,$(FORCE)),"$(FORCE)"))
 ADDRESS_FLAG = $(if $(filter file,$(origin ADDRESS)),,--address "$(ADDRESS)")
 TRAIN_FLAGS := $(if $(PRESET),--preset $(PRESET)) $(if $(INIT_FROM),--init-from "$(INIT_FROM)") $(FLAGS)
 
-NEWEST := --model_name=googlenet --model_base_path=models/googlenet
+NEWEST := --model_name=googlenet --model_base_path="$(CURDIR)/models/googlenet"
 LABELLED := --model_config_file=models/models.config --model_config_file_poll_wait_seconds=1 \
   --allow_version_labels_for_unavailable_models
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL: # stages follow each other
-.PHONY: help setup demo data train import-weights evaluate export validate publish promote rollback versions prune serve classify benchmark benchmark-training benchmark-graph test test-slow lint format proto clean
+.PHONY: help setup demo data train import-weights evaluate export validate publish promote rollback versions prune serve classify benchmark benchmark-training benchmark-graph benchmark-server test test-slow lint format proto clean
 
 help: ## print this list
 	@echo 'GoogLeNet Serving: labelled images in, a served classifier out'; echo
@@ -98,6 +98,9 @@ benchmark-training: $(READY) ## measure training, beside PyTorch where it is ins
 
 benchmark-graph: $(READY) ## measure inference in each precision, beside ONNX Runtime and OpenVINO
 	@$(PIPELINE) benchmark-graph $(FLAGS)
+
+benchmark-server: $(READY) ## measure the embedded server beside the same model in process
+	@$(PIPELINE) benchmark-server $(FLAGS)
 
 test: lint ## linters, type checks and all tests but the slow ones
 	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile

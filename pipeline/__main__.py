@@ -169,6 +169,13 @@ def benchmark_graph(options: Namespace) -> None:
     compare.benchmark(options.rounds, options.seconds, options.output)
 
 
+def benchmark_server(options: Namespace) -> None:
+    """Measure the embedded server beside the same SavedModel in process"""
+    from pipeline.server_benchmark import compare
+
+    compare.benchmark(options.rounds, options.seconds, options.output)
+
+
 def demo(options: Namespace) -> None:
     """All of it once, with a comparison of served and offline answers"""
     from pipeline import demo
@@ -278,6 +285,7 @@ STAGES = {
     benchmark: ("--dataset", "--data-dir", "--repository", "--address"),
     benchmark_training: ("--data-dir", "--mirror", "--rounds", "--seconds", "--output"),
     benchmark_graph: ("--rounds", "--seconds", "--output"),
+    benchmark_server: ("--rounds", "--seconds", "--output"),
     demo: ("--data-dir", "--mirror", "--runs", "--repository"),
 }
 

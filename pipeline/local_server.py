@@ -123,7 +123,7 @@ def command_line(command: str | None, port: int, repository: Path, *flags: str) 
         return [word.replace("{port}", str(port)).replace("{repository}", path) for word in words]
     return [
         *words, f"--port={port}", f"--model_name={MODEL_NAME}",
-        f"--model_base_path={repository / MODEL_NAME}",
+        f"--model_base_path={(repository / MODEL_NAME).absolute()}",
         "--enable_batching", f"--batching_parameters_file={BATCHING_CONFIG}", *flags,
     ]  # fmt: skip
 

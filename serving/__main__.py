@@ -70,15 +70,18 @@ def serve(flags: argparse.Namespace, stop: threading.Event) -> None:
         access_log,
     )
     metrics_path = _metrics_path(flags.monitoring_config_file)
-    grpc_api.check_port(flags.port)
+    grpc_api.check_port(flags.port, "--port")
+    if flags.rest_api_port:
+        grpc_api.check_port(flags.rest_api_port, "--rest_api_port")
     allow = flags.allow_version_labels_for_unavailable_models
-    repository = Repository(_models(flags), load, polling, stop, allow)
+    models = _models(flags)
+    repository = Repository(models, load, polling, stop, allow)
     repository.start()
     if stop.is_set():
         return
     if flags.model_config_file and flags.model_config_file_poll_wait_seconds:
         seconds = flags.model_config_file_poll_wait_seconds
-        follow(repository, flags.model_config_file, seconds, stop)
+        follow(repository, flags.model_config_file, seconds, stop, models)
     server, port = grpc_api.start_server(repository, metrics, options)
     logging.info("Running gRPC ModelServer at 0.0.0.0:%d ...", port)
     rest = None

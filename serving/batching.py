@@ -195,9 +195,9 @@ class Batcher:
     def _schedule(self, tickets: np.ndarray, task: _Task) -> None:
         """Hand the tickets to the scheduler; returns when the batches that they are in have run."""
         parameters = self._parameters
-        limit, sizes = parameters.execution_limit, parameters.allowed_batch_sizes
+        limit, sizes = parameters.execution_limit, list(parameters.allowed_batch_sizes)
         if limit < parameters.max_batch_size and not sizes:
-            sizes = range(1, limit + 1)  # the op has no other word for a limit on what is run
+            sizes = list(range(1, limit + 1))  # the op has no other word for a limit on what is run
         tf.raw_ops.BatchFunction(
             in_tensors=[tf.constant(tickets)],
             captured_tensors=[],
@@ -207,7 +207,7 @@ class Batcher:
             max_batch_size=parameters.max_batch_size,
             batch_timeout_micros=parameters.batch_timeout_micros,
             max_enqueued_batches=parameters.max_enqueued_batches,
-            allowed_batch_sizes=list(sizes),
+            allowed_batch_sizes=sizes,
             enable_large_batch_splitting=parameters.enable_large_batch_splitting,
             # One scheduler, and its threads, for all with the same parameters.
             shared_name=f"batch_scheduler {parameters}",

@@ -5,7 +5,7 @@ The rules of what is accepted, and the words of what is refused, are TensorFlow 
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -61,6 +61,29 @@ class Settings:
     metrics: Metrics | None = None
 
 
+class _Input(NamedTuple):
+    """An input of a signature: its alias, its tensor's name, its dtype as a number."""
+
+    alias: str
+    tensor: str
+    dtype: int
+
+
+class _Signature:
+    """One signature, as requests need it: inputs and outputs in the order of their aliases."""
+
+    def __init__(self, definition: meta_graph_pb2.SignatureDef) -> None:
+        self.definition = definition
+        self.inputs = [
+            _Input(alias, info.name, info.dtype)
+            for alias, info in sorted(definition.inputs.items())
+        ]
+        self.outputs = {alias: info.name for alias, info in sorted(definition.outputs.items())}
+        self.defaults = {
+            alias: tensors.from_proto(alias, proto) for alias, proto in definition.defaults.items()
+        }
+
+
 class Servable:
     """A loaded version of a model."""
 
@@ -88,17 +111,17 @@ class Servable:
         self._metrics = settings.metrics or Metrics()
         self._check_method_names = settings.check_method_names
         session = Session(path, settings.session)
-        self._signatures = session.signatures
+        self._signatures = {key: _Signature(x) for key, x in session.signatures.items()}
         self._batched = settings.batching is not None
-        self._run = (
+        self._run: Callable[..., list[np.ndarray]] = (
             Batcher(session.run, settings.batching, self._metrics)
             if settings.batching
-            else session.run
+            else lambda feeds, fetches, _: session.run(feeds, fetches)
         )
 
     def signature_definitions(self) -> dict[str, meta_graph_pb2.SignatureDef]:
         """Every signature's definition, as saved."""
-        return dict(self._signatures)
+        return {key: signature.definition for key, signature in self._signatures.items()}
 
     def predict(
         self,
@@ -122,12 +145,12 @@ class Servable:
         key = signature or DEFAULT_SIGNATURE
         if key not in self._signatures:
             raise failed_precondition(f'Serving signature key "{key}" not found.')
-        definition = self._signatures[key]
-        self._check_method(definition, "prediction", PREDICT, CLASSIFY, REGRESS)
-        feeds = self._feeds(definition, inputs)
-        _check_filter(output_filter, sorted(definition.outputs))
-        names = list(output_filter) or sorted(definition.outputs)
-        fetches = [definition.outputs[name].name for name in names]
+        called = self._signatures[key]
+        self._check_method(called, "prediction", PREDICT, CLASSIFY, REGRESS)
+        feeds = self._feeds(called, inputs)
+        _check_filter(output_filter, called.outputs)
+        names = output_filter or called.outputs
+        fetches = [called.outputs[name] for name in names]
         with self._metrics.runtime(self.name, "Predict"):
             outputs = self._execute(feeds, fetches, deadline)
         return dict(zip(names, outputs, strict=True))
@@ -141,18 +164,18 @@ class Servable:
             ServingError: no examples, or the signature is not one for classification.
             tf.errors.OpError: what the model itself refused.
         """
-        definition = self._example_signature(signature, "classification", CLASSIFY)
-        if not 1 <= len(definition.outputs) <= 2:
+        called = self._example_signature(signature, "classification", CLASSIFY)
+        if not 1 <= len(called.outputs) <= 2:
             raise invalid_argument(
-                f"Expected one or two output Tensors, found {len(definition.outputs)}"
+                f"Expected one or two output Tensors, found {len(called.outputs)}"
             )
-        wanted = [name for name in (CLASSES, SCORES) if name in definition.outputs]
+        wanted = [name for name in (CLASSES, SCORES) if name in called.outputs]
         if not wanted:
             raise invalid_argument(
                 "Expected classification signature outputs to contain at least one of "
-                f'"{CLASSES}" or "{SCORES}". Signature was: {definition}'
+                f'"{CLASSES}" or "{SCORES}". Signature was: {called.definition}'
             )
-        outputs = self._run_examples(definition, examples, wanted, "Classify", deadline)
+        outputs = self._run_examples(called, examples, wanted, "Classify", deadline)
         for name, kind in ((CLASSES, object), (SCORES, np.float32)):
             if name in outputs:
                 _check_classification(name, outputs[name], np.dtype(kind), len(examples))
@@ -168,13 +191,14 @@ class Servable:
             ServingError: no examples, or the signature is not one for regression.
             tf.errors.OpError: what the model itself refused.
         """
-        definition = self._example_signature(signature, "regression", REGRESS)
-        if len(definition.outputs) != 1:
+        called = self._example_signature(signature, "regression", REGRESS)
+        if len(called.outputs) != 1:
             raise invalid_argument("Expected one output Tensor.")
-        if OUTPUTS not in definition.outputs:
-            raise invalid_argument(f"No regression outputs found in SignatureDef: {definition}")
-        wanted = [OUTPUTS]
-        values = self._run_examples(definition, examples, wanted, "Regress", deadline)[OUTPUTS]
+        if OUTPUTS not in called.outputs:
+            raise invalid_argument(
+                f"No regression outputs found in SignatureDef: {called.definition}"
+            )
+        values = self._run_examples(called, examples, [OUTPUTS], "Regress", deadline)[OUTPUTS]
         if values.shape not in ((len(examples),), (len(examples), 1)):
             shape = ",".join(map(str, values.shape))
             raise invalid_argument(
@@ -261,32 +285,24 @@ class Servable:
     ) -> list[np.ndarray]:
         if deadline is not None and time.monotonic() >= deadline:
             raise ServingError(Code.DEADLINE_EXCEEDED, "the deadline passed before it was computed")
-        if self._batched:
-            return self._run(feeds, fetches, deadline)
-        return self._run(feeds, fetches)
+        return self._run(feeds, fetches, deadline)
 
-    def _feeds(
-        self, definition: meta_graph_pb2.SignatureDef, inputs: dict[str, np.ndarray]
-    ) -> dict[str, np.ndarray]:
+    def _feeds(self, signature: _Signature, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Values by tensor name, with the signature's defaults for what is not sent."""
-        expected, defaults = definition.inputs, definition.defaults
-        if len(inputs) > len(expected) or len(inputs) + len(defaults) < len(expected):
-            raise _wrong_inputs(set(inputs), set(expected))
+        expected, defaults = signature.inputs, signature.defaults
+        if not len(expected) - len(defaults) <= len(inputs) <= len(expected):
+            raise _wrong_inputs(set(inputs), {x.alias for x in expected})
         feeds = {}
-        for position, alias in enumerate(sorted(expected)):
-            if alias in inputs:
-                value = inputs[alias]
-            elif alias in defaults:
-                value = tensors.from_proto(alias, defaults[alias])
-            else:
+        for position, (alias, tensor, dtype) in enumerate(expected):
+            value = inputs.get(alias, defaults.get(alias))
+            if value is None:
                 raise invalid_argument(
-                    f"Signature input alias: {alias}(feed name: {expected[alias].name}) not found "
-                    f"in request and no default value provided. Inputs expected to be in the "
-                    f"request {_braces(inputs)}, or default input alias set: "
-                    f"{','.join(sorted(defaults))}"
+                    f"Signature input alias: {alias}(feed name: {tensor}) not found in request and "
+                    f"no default value provided. Inputs expected to be in the request "
+                    f"{_braces(inputs)}, or default input alias set: {','.join(sorted(defaults))}"
                 )
-            self._check_dtype(position, value, expected[alias].dtype)
-            feeds[expected[alias].name] = value
+            self._check_dtype(position, value, dtype)
+            feeds[tensor] = value
         return feeds
 
     def _check_dtype(self, position: int, value: np.ndarray, expected: int) -> None:
@@ -304,33 +320,31 @@ class Servable:
             f"Expects arg[{position}] to be {names[0]} but {names[1]} is provided"
         )
 
-    def _check_method(
-        self, definition: meta_graph_pb2.SignatureDef, what: str, *allowed: str
-    ) -> None:
-        if self._check_method_names and definition.method_name not in allowed:
+    def _check_method(self, signature: _Signature, what: str, *allowed: str) -> None:
+        name = signature.definition.method_name
+        if self._check_method_names and name not in allowed:
             raise invalid_argument(
-                f"Expected {what} signature method_name to be {' or '.join(allowed)}. "
-                f"Was: {definition.method_name}"
+                f"Expected {what} signature method_name to be {' or '.join(allowed)}. Was: {name}"
             )
 
-    def _example_signature(
-        self, signature: str, what: str, method: str
-    ) -> meta_graph_pb2.SignatureDef:
+    def _example_signature(self, name: str, what: str, method: str) -> _Signature:
         """A signature that takes tf.Examples."""
-        key = signature or DEFAULT_SIGNATURE
+        key = name or DEFAULT_SIGNATURE
         if key not in self._signatures:
             raise invalid_argument(f"No signature was found with the name: {key}")
-        definition = self._signatures[key]
-        self._check_method(definition, what, method)
-        if len(definition.inputs) != 1:
-            raise invalid_argument(f"Expected one input Tensor, not {len(definition.inputs)}.")
-        if INPUTS not in definition.inputs:
-            raise invalid_argument(f"No {what} inputs found in SignatureDef: {definition}")
-        return definition
+        signature = self._signatures[key]
+        self._check_method(signature, what, method)
+        if len(signature.inputs) != 1:
+            raise invalid_argument(f"Expected one input Tensor, not {len(signature.inputs)}.")
+        if signature.inputs[0].alias != INPUTS:
+            raise invalid_argument(
+                f"No {what} inputs found in SignatureDef: {signature.definition}"
+            )
+        return signature
 
     def _run_examples(
         self,
-        definition: meta_graph_pb2.SignatureDef,
+        signature: _Signature,
         examples: Sequence[bytes],
         wanted: list[str],
         api: str,
@@ -338,8 +352,8 @@ class Servable:
     ) -> dict[str, np.ndarray]:
         if not examples:
             raise invalid_argument("Input is empty.")
-        feeds = {definition.inputs[INPUTS].name: np.array(examples, object)}
-        fetches = [definition.outputs[name].name for name in wanted]
+        feeds = {signature.inputs[0].tensor: np.array(examples, object)}
+        fetches = [signature.outputs[name] for name in wanted]
         with self._metrics.runtime(self.name, api):
             outputs = self._execute(feeds, fetches, deadline)
         return dict(zip(wanted, outputs, strict=True))
@@ -357,7 +371,7 @@ def _braces(names) -> str:
     return "{" + ",".join(sorted(names)) + "}"
 
 
-def _check_filter(wanted: Sequence[str], known: list[str]) -> None:
+def _check_filter(wanted: Sequence[str], known: Iterable[str]) -> None:
     for position, name in enumerate(wanted):
         if name not in known:
             raise invalid_argument(

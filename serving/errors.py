@@ -31,14 +31,15 @@ class Code(Enum):
     NOT_FOUND = _Status(5, grpc.StatusCode.NOT_FOUND, 404)
     ALREADY_EXISTS = _Status(6, grpc.StatusCode.ALREADY_EXISTS, 409)
     PERMISSION_DENIED = _Status(7, grpc.StatusCode.PERMISSION_DENIED, 403)
-    RESOURCE_EXHAUSTED = _Status(8, grpc.StatusCode.RESOURCE_EXHAUSTED, 503)
-    FAILED_PRECONDITION = _Status(9, grpc.StatusCode.FAILED_PRECONDITION, 412)
+    RESOURCE_EXHAUSTED = _Status(8, grpc.StatusCode.RESOURCE_EXHAUSTED, 429)
+    FAILED_PRECONDITION = _Status(9, grpc.StatusCode.FAILED_PRECONDITION, 400)
     ABORTED = _Status(10, grpc.StatusCode.ABORTED, 409)
-    OUT_OF_RANGE = _Status(11, grpc.StatusCode.OUT_OF_RANGE, 416)
+    OUT_OF_RANGE = _Status(11, grpc.StatusCode.OUT_OF_RANGE, 400)
     UNIMPLEMENTED = _Status(12, grpc.StatusCode.UNIMPLEMENTED, 501)
     INTERNAL = _Status(13, grpc.StatusCode.INTERNAL, 500)
     UNAVAILABLE = _Status(14, grpc.StatusCode.UNAVAILABLE, 503)
     DATA_LOSS = _Status(15, grpc.StatusCode.DATA_LOSS, 500)
+    UNAUTHENTICATED = _Status(16, grpc.StatusCode.UNAUTHENTICATED, 401)
 
     @classmethod
     def _missing_(cls, value: object) -> "Code":

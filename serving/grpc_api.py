@@ -68,7 +68,7 @@ class Options:
     access_log: AccessLog | None = None
 
 
-def check_port(port: int) -> None:
+def check_port(port: int, flag: str) -> None:
     """See before models are loaded whether the port can be had.
 
     Raises:
@@ -79,7 +79,7 @@ def check_port(port: int) -> None:
         try:
             probe.bind(("", port))
         except OSError as error:
-            raise _port_in_use(port) from error
+            raise _port_in_use(port, flag) from error
 
 
 def start_server(
@@ -127,11 +127,11 @@ def _listen(server: grpc.Server, options: Options) -> int:
             return server.add_secure_port(address, options.credentials)
         return server.add_insecure_port(address)
     except RuntimeError as error:
-        raise _port_in_use(options.port) from error
+        raise _port_in_use(options.port, "--port") from error
 
 
-def _port_in_use(port: int) -> ConfigError:
-    return ConfigError(f"port {port} is in use: choose another with --port")
+def _port_in_use(port: int, flag: str) -> ConfigError:
+    return ConfigError(f"port {port} is in use: choose another with {flag}")
 
 
 class _Calls:

@@ -343,15 +343,33 @@ class Repository:
         ]
 
 
-def follow(repository: Repository, file: Path, seconds: float, stop: threading.Event) -> None:
-    """Let a repository serve what models.config says, as it changes; a mistake in it is logged."""
+def follow(
+    repository: Repository,
+    file: Path,
+    seconds: float,
+    stop: threading.Event,
+    applied: list[ModelConfig],
+) -> None:
+    """Let a repository serve what models.config says, as it changes; a mistake in it is logged.
+
+    Only a change is applied: what a client has configured meanwhile stays until then.
+
+    Args:
+        repository: to be told.
+        file: to look at.
+        seconds: between two looks.
+        stop: ends it.
+        applied: what the file said when it was last applied.
+    """
 
     def watch() -> None:
-        complaint = ""
+        last, complaint = applied, ""
         while not stop.wait(seconds):
             try:
-                repository.reload(models_config.read(file))
-                complaint = ""
+                models = models_config.read(file)
+                if models != last:
+                    repository.reload(models)
+                last, complaint = models, ""
             except (ConfigError, ServingError) as error:
                 if str(error) != complaint:  # said once, not every second
                     log.error("%s is not followed: %s", file, error)

@@ -38,6 +38,7 @@ _FIELDS = {
 _BY_ENUM = {dtype.as_datatype_enum: (dtype.as_numpy_dtype, f) for dtype, f in _FIELDS.items()}
 _BY_NUMPY = {np.dtype(kind): (enum, f) for enum, (kind, f) in _BY_ENUM.items()}
 _HALVES = {types_pb2.DT_HALF, types_pb2.DT_BFLOAT16}
+_COMPLEX_PARTS = {types_pb2.DT_COMPLEX64: np.float32, types_pb2.DT_COMPLEX128: np.float64}
 
 
 def dtype_of(array: np.ndarray) -> int:
@@ -60,7 +61,7 @@ def from_proto(name: str, proto: tensor_pb2.TensorProto) -> np.ndarray:
 def _from_proto(proto: tensor_pb2.TensorProto) -> np.ndarray:
     shape = [dim.size for dim in proto.tensor_shape.dim]
     elements = math.prod(shape)
-    if elements > MAX_ELEMENTS or min(shape, default=0) < 0:
+    if elements > MAX_ELEMENTS or any(size < 0 for size in shape):
         raise ValueError("no shape to be had")
     if proto.dtype == _STRING:
         if proto.tensor_content:
@@ -72,8 +73,8 @@ def _from_proto(proto: tensor_pb2.TensorProto) -> np.ndarray:
     given = getattr(proto, field)
     if proto.dtype in _HALVES:
         values = np.array(given, np.uint16).view(dtype)
-    elif np.issubdtype(dtype, np.complexfloating):
-        values = np.array(given, np.zeros(0, dtype).real.dtype).view(dtype)
+    elif proto.dtype in _COMPLEX_PARTS:
+        values = np.array(given, _COMPLEX_PARTS[proto.dtype]).view(dtype)
     else:
         values = np.array(given).astype(dtype)  # what does not fit wraps round, as in C++
     return _fill(values, 0, elements).reshape(shape)

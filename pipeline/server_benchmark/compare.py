@@ -1,0 +1,242 @@
+"""Let the embedded server and the same SavedModel in process take turns; print what came of it.
+
+    make benchmark-server [FLAGS="--rounds 5 --output docs/server-benchmark.md"]
+
+prints Markdown: images served per second at saturation beside the best in-process throughput of the
+same file, in each precision; the 99th percentile at half that load; requests per second of a
+trivial model, beside a Python gRPC server that only echoes; and how long a start takes. Sender and
+server share the cores. Ten minutes on two cores, in which nothing else may run.
+"""
+
+import contextlib
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from pipeline import files
+from pipeline.errors import PipelineError
+from pipeline.graph_benchmark import inputs
+from pipeline.local_server import BATCHING_CONFIG, free_port
+from pipeline.server_benchmark import sender
+from pipeline.server_benchmark.in_process_worker import SHAPES, name
+from pipeline.server_benchmark.models import LINE, PRECISIONS
+from pipeline.training_benchmark import report
+from pipeline.training_benchmark.worker import Worker
+
+CALLERS = 64  # two batches' worth
+LINE_CALLERS = (1, 32)
+START_SECONDS = 120.0
+BATCH_ROWS, BATCHING_DELAY = 32, 0.002  # of serving/config/batching.config
+SERVED_GOAL = 0.90  # of the in-process throughput, at least
+TAIL_GOAL = 2.0  # in-process batch latencies, and the delay, at the most
+START_GOAL = 8.0  # seconds
+LINE_GOALS = "goals 3,000 requests/s with 32 callers, a median of 0.9 ms with one"
+
+
+@dataclass
+class Measured:
+    """One precision, by round.
+
+    Attributes:
+        served: images per second at saturation.
+        in_process: the same of the best of `SHAPES`.
+        tail: 99th percentile at half the load, in seconds.
+        batch_seconds: of a full batch in process.
+    """
+
+    served: list[float] = field(default_factory=list)
+    in_process: list[float] = field(default_factory=list)
+    tail: list[float] = field(default_factory=list)
+    batch_seconds: list[float] = field(default_factory=list)
+
+
+def benchmark(rounds: int, seconds: float, output: Path | None = None) -> None:
+    """Measure everything and print what came of it.
+
+    Args:
+        rounds: how often each server has its turn.
+        seconds: how long a turn is.
+        output: file to write the same text into.
+
+    Raises:
+        PipelineError: no rounds or no time to measure in, or a server does not start.
+    """
+    if rounds < 1 or not seconds > 0:
+        raise PipelineError(f"{rounds} rounds of {seconds:g} seconds measure nothing")
+    if output:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    machine = report.machine()
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run(
+            [sys.executable, "-m", "pipeline.server_benchmark.models", folder], check=True
+        )
+        starts: list[float] = []
+        sections = [
+            line
+            for precision in PRECISIONS
+            for line in _row(precision, _measure(Path(folder), precision, rounds, seconds, starts))
+        ]
+        line = list(_line(Path(folder), rounds, seconds))
+    text = "\n".join(_text(machine, rounds, seconds, sections, line, starts)) + "\n"
+    print(text, end="", flush=True)
+    if output:
+        files.write(output, lambda partial: partial.write_text(text))
+
+
+def _measure(
+    folder: Path, precision: str, rounds: int, seconds: float, starts: list[float]
+) -> Measured:
+    """One precision: the server and the worker have turns."""
+    measured = Measured()
+    image = sender.request("m", "images", inputs.pictures(1))
+    module, model = "pipeline.server_benchmark.in_process_worker", folder / precision / "1"
+    batching = ("--enable_batching", f"--batching_parameters_file={BATCHING_CONFIG}")
+    with (
+        Worker(module, {"model": str(model)}) as worker,
+        _serving(folder / precision, *batching) as (port, start),
+    ):
+        starts.append(start)
+        worker.warm_up()
+        sender.closed_loop(port, image, CALLERS, min(seconds, 2.0))
+        for _ in range(rounds):
+            rates = {shape: worker.measure(name(*shape), seconds) for shape in SHAPES}
+            measured.in_process.append(max(rates.values()))
+            measured.batch_seconds.append(BATCH_ROWS / rates[1, BATCH_ROWS])
+            started = time.perf_counter()
+            answered = len(sender.closed_loop(port, image, CALLERS, 2 * seconds))
+            measured.served.append(answered / (time.perf_counter() - started))
+            half = sender.open_loop(port, image, measured.served[-1] / 2, 2 * seconds)
+            measured.tail.append(float(np.percentile(half, 99)))
+    return measured
+
+
+def _row(precision: str, measured: Measured) -> Iterator[str]:
+    shares = [a / b for a, b in zip(measured.served, measured.in_process, strict=True)]
+    tails = [
+        tail / (TAIL_GOAL * batch + BATCHING_DELAY)
+        for tail, batch in zip(measured.tail, measured.batch_seconds, strict=True)
+    ]
+    share, tail = (report.Ratio(statistics.median(x), min(x), max(x)) for x in (shares, tails))
+    yield (
+        f"- {precision}: served {statistics.median(measured.served):.1f}, in process "
+        f"{statistics.median(measured.in_process):.1f} images/s, ratio {share}; goal "
+        f"{SERVED_GOAL}: {_met(share.median >= SERVED_GOAL)}"
+    )
+    yield (
+        f"- {precision}: p99 at half that load {1e3 * statistics.median(measured.tail):.0f} ms, "
+        f"{tail} of {TAIL_GOAL:g} in-process batches of {BATCH_ROWS} and the batching delay; goal "
+        f"1: {_met(tail.median <= 1)}"
+    )
+
+
+def _line(folder: Path, rounds: int, seconds: float) -> Iterator[str]:
+    """The trivial model, in turns with an echo."""
+    request = sender.request("m", "x", np.ones(1, np.float32))
+    with _serving(folder / LINE) as (port, _), _echoing() as echo:
+        for callers in LINE_CALLERS:
+            rates: dict[int, list[float]] = {port: [], echo: []}
+            medians: dict[int, list[float]] = {port: [], echo: []}
+            for _ in range(rounds):
+                for each in (port, echo):
+                    latencies = sender.closed_loop(each, request, callers, seconds)
+                    rates[each].append(len(latencies) / seconds)
+                    medians[each].append(1e3 * float(np.median(latencies)))
+            ours, theirs = (statistics.median(rates[each]) for each in (port, echo))
+            fast, echoed = (statistics.median(medians[each]) for each in (port, echo))
+            yield (
+                f"- {callers} caller{'s' if callers > 1 else ''}: {ours:,.0f} requests/s, median "
+                f"{fast:.2f} ms; the echo {theirs:,.0f} requests/s, {echoed:.2f} ms; ratio of "
+                f"rates {ours / theirs:.2f}"
+            )
+
+
+def _text(
+    machine: dict[str, str],
+    rounds: int,
+    seconds: float,
+    rows: list[str],
+    line: list[str],
+    starts: list[float],
+) -> Iterator[str]:
+    yield "# The embedded server's throughput"
+    yield ""
+    yield "GoogLeNet at 224×224 with 1000 classes and random weights, from uint8 pixels, one picture"
+    yield f"a request, {CALLERS} callers, serving/config/batching.config; in process, the best of"
+    yield f"{len(SHAPES)} ways to run the same SavedModel. Measured by `make benchmark-server`: the"
+    yield f"median of {rounds} turns of {seconds:g} s that server and process take in rounds, with"
+    yield "the sender on the same cores; in brackets the lowest and the highest ratio of a round."
+    yield ""
+    yield from (f"- {name}: {text}" for name, text in machine.items())
+    yield ""
+    yield "## GoogLeNet"
+    yield ""
+    yield from rows
+    slowest = max(starts)
+    yield f"- start to AVAILABLE: {slowest:.1f} s at most; goal {START_GOAL:g} s: " + _met(
+        slowest <= START_GOAL
+    )
+    yield ""
+    yield "## A trivial model"
+    yield ""
+    yield "y = 0.5 x + 2 of one float, without batching, beside a Python gRPC server that sends"
+    yield f"back what it gets; {LINE_GOALS}."
+    yield ""
+    yield from line
+
+
+def _met(met: bool) -> str:
+    return "met" if met else "missed"
+
+
+@contextlib.contextmanager
+def _serving(base_path: Path, *flags: str) -> Iterator[tuple[int, float]]:
+    """The embedded server on a free port, and how long it took to answer."""
+    port = free_port()
+    words = [
+        "serving",
+        f"--port={port}",
+        "--model_name=m",
+        f"--model_base_path={base_path}",
+        *flags,
+    ]
+    with _process(words, port) as seconds:
+        yield port, seconds
+
+
+@contextlib.contextmanager
+def _echoing() -> Iterator[int]:
+    port = free_port()
+    with _process(["pipeline.server_benchmark.echo", str(port)], port):
+        yield port
+
+
+@contextlib.contextmanager
+def _process(words: list[str], port: int) -> Iterator[float]:
+    """A Python module as a process, from when its port is open, which the server opens last."""
+    started = time.perf_counter()
+    with subprocess.Popen([sys.executable, "-m", *words], stderr=subprocess.DEVNULL) as process:
+        try:
+            while not _open(port):
+                if process.poll() is not None or time.perf_counter() > started + START_SECONDS:
+                    raise PipelineError(f"python -m {' '.join(words)} did not start")
+                time.sleep(0.05)
+            yield time.perf_counter() - started
+        finally:
+            process.send_signal(signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(START_SECONDS)
+            process.kill()
+
+
+def _open(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("localhost", port)) == 0

@@ -1,0 +1,97 @@
+"""Versions come and go under load."""
+
+import asyncio
+import gc
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import grpc
+import numpy as np
+import psutil
+import pytest
+import tensorflow as tf
+from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
+
+from serving.repository import Polling, Repository
+from tests.serving.processes import serving
+
+CALLERS = 16
+X = 3.0
+
+
+def request() -> predict_pb2.PredictRequest:
+    made = predict_pb2.PredictRequest()
+    made.model_spec.name = "affine"
+    made.inputs["x"].CopyFrom(tf.make_tensor_proto(np.array([X], np.float32)))
+    return made
+
+
+async def call_until(port: int, ended: asyncio.Event) -> list[tuple[int, float]]:
+    """Version and answer of every call of all callers; raises if one fails."""
+    answers = []
+    async with grpc.aio.insecure_channel(f"localhost:{port}") as channel:
+        stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
+
+        async def caller() -> None:
+            while not ended.is_set():
+                response = await stub.Predict(request(), timeout=20)
+                value = response.outputs["y"].float_val[0]
+                answers.append((response.model_spec.version.value, value))
+
+        await asyncio.gather(*(caller() for _ in range(CALLERS)))
+    return answers
+
+
+@pytest.mark.parametrize(
+    ("switches", "seconds"),
+    [(3, 9.0), pytest.param(5, 60.0, marks=pytest.mark.slow)],
+    ids=["short", "long"],
+)
+def test_no_call_fails_while_versions_are_switched(
+    add_version: Callable[[int, float], Path], tmp_path: Path, switches: int, seconds: float
+):
+    add_version(1, 1.0)
+
+    async def switch(ended: asyncio.Event) -> None:
+        for version in range(2, 2 + switches):
+            await asyncio.sleep(seconds / (switches + 1))
+            await asyncio.to_thread(add_version, version, float(version))
+        await asyncio.sleep(seconds / (switches + 1))
+        ended.set()
+
+    async def run(port: int) -> list[tuple[int, float]]:
+        ended = asyncio.Event()
+        answers, _ = await asyncio.gather(call_until(port, ended), switch(ended))
+        return answers
+
+    with serving("--model_name=affine", f"--model_base_path={tmp_path / 'affine'}") as server:
+        answers = asyncio.run(run(server.port))
+    assert {version for version, _ in answers} == set(range(1, 2 + switches))
+    assert all(value == version * X + 1 for version, value in answers)
+    assert len(answers) > 100 * seconds
+
+
+@pytest.mark.slow
+def test_two_hundred_versions_leave_no_memory_behind(
+    repository: Callable[..., Repository], add_version: Callable[[int, float], Path], tmp_path: Path
+):
+    original = add_version(1, 1.0)
+    served = repository(Polling(seconds=0, load_retries=0))
+    served.start()
+    process, sizes = psutil.Process(), []
+    for version in range(2, 202):
+        shutil.copytree(original, tmp_path / "incoming")
+        (tmp_path / "incoming").rename(tmp_path / "affine" / str(version))
+        served.poll()
+        with served.servable("affine") as servable:
+            assert servable.version == version
+            servable.predict({"x": np.array([X], np.float32)})
+        if version - 1 > 1:
+            shutil.rmtree(tmp_path / "affine" / str(version - 1))
+        served.poll()
+        gc.collect()
+        sizes.append(process.memory_info().rss)
+        time.sleep(0)
+    assert sizes[-1] < 1.1 * sizes[19]
