@@ -3,6 +3,7 @@
 PYTHON ?= python3.11
 ADDRESS ?= localhost:8500
 PORT ?= 8500
+REST_PORT ?= 8501
 
 BIN := .venv/bin
 PIPELINE := $(BIN)/python -m pipeline
@@ -28,7 +29,7 @@ help: ## print this list
 	@echo; echo 'Variables: DATASET=tfds_name|folder  PRESET=demo|best|finetune|imagenet|paper'
 	@echo '           MIRROR=file:///…  RUN=runs/…  INIT_FROM=runs/…|file.pth  FLAGS="--seed 2 …"'
 	@echo '           WEIGHTS=file.pth  PRECISION=fp32|bf16|int8  GATE="--floor 0.9 …"  FORCE=reason'
-	@echo '           VERSION=3  LABEL=stable|canary  KEEP=3  IMAGE=file  ADDRESS=host:port  PORT=8500'
+	@echo '           VERSION=3  LABEL=stable|canary  KEEP=3  IMAGE=file  ADDRESS=host:port  PORT=8500  REST_PORT=8501'
 
 setup: $(READY) ## make the virtual environment .venv (other targets do it by themselves)
 
@@ -81,9 +82,10 @@ prune: $(READY) ## delete all but the KEEP newest versions and the labelled ones
 	@test -n "$(KEEP)" || { echo 'make: say how many: make prune KEEP=3' >&2; exit 2; }
 	@$(PIPELINE) prune --keep "$(KEEP)"
 
-serve: $(READY) ## serve the labelled versions, or the newest if none is, on PORT until Ctrl-C
+serve: $(READY) ## serve the labelled versions, or the newest if none is, on PORT and REST_PORT until Ctrl-C
 	@test -d models/googlenet || { echo 'make: no model is published in models/: run `make train export`' >&2; exit 2; }
-	@exec $(BIN)/python -m serving --port=$(PORT) $(if $(wildcard models/models.config),$(LABELLED),$(NEWEST)) \
+	@exec $(BIN)/python -m serving --port=$(PORT) --rest_api_port=$(REST_PORT) \
+	  --monitoring_config_file=serving/config/monitoring.config $(if $(wildcard models/models.config),$(LABELLED),$(NEWEST)) \
 	  --enable_batching --batching_parameters_file=serving/config/batching.config
 
 classify: $(READY) ## classify IMAGE on the server at ADDRESS
