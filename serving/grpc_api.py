@@ -96,10 +96,10 @@ def start_server(
     server = grpc.server(
         futures.ThreadPoolExecutor(threads, thread_name_prefix="grpc"),
         options=(
+            *options.channel_arguments,  # first: of two with one name, gRPC takes the first
             ("grpc.so_reuseport", 0),  # a second server on the port is a mistake
             ("grpc.max_receive_message_length", -1),
             ("grpc.max_send_message_length", -1),
-            *options.channel_arguments,
         ),
     )
     calls = _Calls(options)

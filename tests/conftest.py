@@ -20,7 +20,8 @@ from pipeline import config, dataset, evaluate, export, local_server, publish, s
 from pipeline.dataset import Dataset
 from pipeline.run import Run
 
-# Batches run within the tests' own process too; see `serving.batching.inter_op_threads`.
+# Batches run within the tests' own process too, and each that is under way holds one of these; with
+# TensorFlow's own number, one per CPU, several at once would wait for each other for ever.
 tf.config.threading.set_inter_op_parallelism_threads(8)
 
 # Started in the background of a script, it would be ignored here and in every child.

@@ -1,5 +1,6 @@
 import gc
 import shutil
+import time
 from concurrent import futures
 
 import numpy as np
@@ -8,15 +9,17 @@ import pytest
 import tensorflow as tf
 
 from serving.batching import BatchingParameters
-from serving.engine import Servable
+from serving.engine import Servable, Settings
 from serving.errors import Code, ServingError, translate
+from serving.metrics import Metrics
 
+ALONE = None
 BATCHING = BatchingParameters(max_batch_size=8, batch_timeout_micros=1000)
 
 
-@pytest.fixture(params=[None, BATCHING], ids=["alone", "batched"])
+@pytest.fixture(params=[ALONE, BATCHING], ids=["alone", "batched"])
 def affine(request, add_version) -> Servable:
-    return Servable("affine", 3, add_version(3, 2.0), request.param)
+    return Servable("affine", 3, add_version(3, 2.0), Settings(request.param))
 
 
 X = np.array([1, 2, 5], np.float32)
@@ -41,8 +44,12 @@ def test_several_inputs_and_outputs_are_told_apart(affine):
     [
         (({"x": X}, "nope"), Code.FAILED_PRECONDITION, '"nope" not found'),
         (({},), Code.INVALID_ARGUMENT, r"Missing but required: \{x\}"),
+        (
+            ({"z": X},),
+            Code.INVALID_ARGUMENT,
+            r"input alias: x\(feed name: serving_default_x:0\) not",
+        ),
         (({"x": X, "z": X},), Code.INVALID_ARGUMENT, r"Sent extra: \{z\}"),
-        (({"x": X.astype(float)},), Code.INVALID_ARGUMENT, "float32 but float64 is provided"),
         (({"x": X}, "", ["zzz"]), Code.INVALID_ARGUMENT, "alias not found in signature: zzz"),
         (({"x": X}, "", ["y", "y"]), Code.INVALID_ARGUMENT, "duplicate .*: y"),
     ],
@@ -51,6 +58,24 @@ def test_what_is_not_accepted_is_named(affine, arguments, code, words):
     with pytest.raises(ServingError, match=words) as caught:
         affine.predict(*arguments)
     assert caught.value.code is code
+
+
+def test_a_wrong_dtype_is_named(add_version):
+    path = add_version(3, 2.0)
+    for batching, code, words in (
+        (ALONE, Code.INVALID_ARGUMENT, r"Expects arg\[0\] to be float but double is provided"),
+        (BATCHING, Code.INTERNAL, "Got float and double"),  # as TensorFlow Serving's batches
+    ):
+        with pytest.raises(ServingError, match=words) as caught:
+            Servable("affine", 3, path, Settings(batching)).predict({"x": X.astype(float)})
+        assert caught.value.code is code
+
+
+def test_a_deadline_that_has_passed_is_not_computed(affine):
+    with pytest.raises(ServingError, match="deadline passed") as caught:
+        affine.predict({"x": X}, deadline=time.monotonic() - 0.001)
+    assert caught.value.code is Code.DEADLINE_EXCEEDED
+    assert affine.predict({"x": X}, deadline=time.monotonic() + 60)["y"].tolist() == [3, 5, 11]
 
 
 def test_a_models_own_error_keeps_its_code(affine):
@@ -65,14 +90,14 @@ def test_shapes_are_not_enforced_by_the_server(add_version):
 
 
 def test_batching_refuses_scalars(add_version):
-    servable = Servable("affine", 1, add_version(1), BATCHING)
+    servable = Servable("affine", 1, add_version(1), Settings(BATCHING))
     with pytest.raises(ServingError, match="at least one dimension"):
         servable.predict({"x": np.float32(1)})
 
 
 def test_two_servables_do_not_share_batches(add_version):
     slow = BatchingParameters(max_batch_size=8, batch_timeout_micros=50_000)
-    servables = [Servable("affine", n, add_version(n, float(n)), slow) for n in (1, 2, 3)]
+    servables = [Servable("affine", n, add_version(n, float(n)), Settings(slow)) for n in (1, 2, 3)]
     with futures.ThreadPoolExecutor(9) as pool:
         answers = pool.map(lambda s: s.predict({"x": X})["y"].tolist(), servables * 3, timeout=60)
         for servable, values in zip(servables * 3, answers, strict=True):
@@ -115,14 +140,17 @@ def test_signature_definitions_are_as_saved(exported):
 
 
 def test_warm_up_runs_the_recorded_requests(exported, tmp_path):
-    servable = Servable("googlenet", 1, exported)
-    servable.warm_up(exported)
-    bad = tmp_path / "bad"
-    (bad / "assets.extra").mkdir(parents=True)
-    (bad / "assets.extra" / "tf_serving_warmup_requests").write_bytes(b"not a record")
+    metrics = Metrics()
+    Servable("googlenet", 1, exported, Settings(metrics=metrics)).warm_up()
+    assert b':model_warmup_latency_count{model_path="' in metrics.page()
+    copy = tmp_path / "copy"
+    shutil.copytree(exported, copy)
+    servable = Servable("googlenet", 1, copy)
+    (copy / "assets.extra" / "tf_serving_warmup_requests").write_bytes(b"not a record")
     with pytest.raises(tf.errors.DataLossError):
-        servable.warm_up(bad)
-    servable.warm_up(tmp_path)
+        servable.warm_up()
+    (copy / "assets.extra" / "tf_serving_warmup_requests").unlink()
+    servable.warm_up()
 
 
 def test_what_is_no_saved_model_is_refused(tmp_path, exported):
@@ -140,8 +168,8 @@ def test_what_is_no_saved_model_is_refused(tmp_path, exported):
 
 
 def test_no_rows_get_no_rows(exported):
-    for batching in (None, BATCHING):
-        servable = Servable("googlenet", 1, exported, batching)
+    for batching in (ALONE, BATCHING):
+        servable = Servable("googlenet", 1, exported, Settings(batching))
         none = servable.predict({"image_bytes": np.array([], object)})
         assert {name: x.shape for name, x in none.items()} == {
             "classes": (0, 3),
@@ -165,7 +193,7 @@ def test_an_operations_error_is_told_without_the_servers_stack(affine):
 
 def test_unloaded_versions_and_new_shapes_leave_no_memory_behind(exported):
     def use_and_forget(sizes: range) -> int:
-        servable = Servable("googlenet", 1, exported, BATCHING)
+        servable = Servable("googlenet", 1, exported, Settings(BATCHING))
         for size in sizes:
             servable.predict({"images": np.zeros((1, size, 9, 3), np.uint8)}, "predict_images")
         del servable

@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 
 from serving import models_config
-from serving.errors import ConfigError
+from serving.errors import Code, ConfigError, ServingError
+from serving.models_config import ModelConfig
 from tests.conftest import ROOT
 
 
@@ -32,7 +33,7 @@ def test_policies_choose_among_what_is_there(tmp_path, policy, wanted):
     path = write(
         tmp_path,
         f'model_config_list {{ config {{ name: "m" base_path: "/m" {policy} '
-        'version_labels { key: "stable" value: 4 } } }',
+        'model_platform: "tensorflow" version_labels { key: "stable" value: 4 } } }',
     )
     (model,) = models_config.read(path)
     assert model.wanted([1, 4, 9]) == wanted
@@ -45,17 +46,40 @@ def test_policies_choose_among_what_is_there(tmp_path, policy, wanted):
     [
         ("model_config_list {", "models.config: "),
         ("nonsense: 1", "nonsense"),
-        ("", "names no model"),
-        ('model_config_list { config { name: "m" } }', "base_path"),
-        ('model_config_list { config { base_path: "/m" } }', "needs a name"),
+        ('model_config_list { config { name: "m" model_platform: "tensorflow" } }',
+         "model m to have an absolute path"),
+        ('model_config_list { config { name: "m" base_path: "a/b" } }', r"base_path\(\)=a/b"),
+        ('model_config_list { config { name: "m" base_path: "/m" } }', "model_platform.* is m"),
+        ('model_config_list { config { name: "m" base_path: "/m" model_platform: "torch" } }',
+         "m requests unsupported platform torch"),
         ('model_config_list { config { name: "m" base_path: "/a" } '
-         'config { name: "m" base_path: "/b" } }', "two models are named m"),
+         'config { name: "m" base_path: "/b" } }', "list model m multiple times"),
     ],
 )  # fmt: skip
 def test_a_file_that_cannot_be_is_refused_by_name(tmp_path, text, words):
     with pytest.raises(ConfigError, match=words) as caught:
         models_config.read(write(tmp_path, text))
     assert "models.config" in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", "model_config_list {}"])
+def test_no_models_are_a_server_that_waits_to_be_told(tmp_path, text):
+    assert models_config.read(write(tmp_path, text)) == []
+
+
+def test_the_deprecated_type_is_a_platform(tmp_path):
+    text = 'model_config_list { config { name: "m" base_path: "/m" model_type: TENSORFLOW } }'
+    (model,) = models_config.read(write(tmp_path, text))
+    assert model.platform == "tensorflow"
+
+
+def test_a_model_stays_of_its_platform():
+    served = ModelConfig("m", Path("/m"))
+    other = ModelConfig("m", Path("/m"), platform="torch")
+    models_config.check_platforms([served], {"m": served})
+    with pytest.raises(ServingError, match=r"model m platform was tensorflow .* torch") as caught:
+        models_config.check_platforms([other], {"m": served})
+    assert caught.value.code is Code.INVALID_ARGUMENT
 
 
 def test_a_missing_file_is_named(tmp_path):

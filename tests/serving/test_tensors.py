@@ -1,6 +1,8 @@
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorflow.core.framework import types_pb2
+from tensorflow_serving.apis import input_pb2
 
 from serving import tensors
 from serving.errors import Code, ServingError
@@ -48,19 +50,74 @@ def test_contents_that_do_not_fit_are_refused_by_name():
     assert caught.value.code is Code.INVALID_ARGUMENT
 
 
+def tensor(dtype: int, dims: list[int], **fields):
+    shape = tf.TensorShape(dims).as_proto()
+    return tf.make_tensor_proto(0).__class__(dtype=dtype, tensor_shape=shape, **fields)
+
+
+@pytest.mark.parametrize(
+    ("proto", "values"),
+    [
+        (tensor(types_pb2.DT_UINT8, [2], int_val=[300, -1]), [44, 255]),
+        (tensor(types_pb2.DT_FLOAT, [3], float_val=[1, 2]), [1, 2, 2]),
+        (tensor(types_pb2.DT_FLOAT, [2], float_val=[1, 2, 3]), [1, 2]),
+        (tensor(types_pb2.DT_FLOAT, [2]), [0, 0]),
+        (tensor(types_pb2.DT_STRING, [2]), [b"", b""]),
+        (tensor(types_pb2.DT_STRING, [3], string_val=[b"a", b"b"]), [b"a", b"b", b"b"]),
+        (tensor(types_pb2.DT_BOOL, [2], bool_val=[True]), [True, True]),
+    ],
+)
+def test_values_that_are_too_few_or_too_large_are_read_as_tensorflow_does(proto, values):
+    assert tensors.from_proto("x", proto).tolist() == values
+    kind = tf.as_dtype(proto.dtype)
+    assert tf.io.parse_tensor(proto.SerializeToString(), kind).numpy().tolist() == values
+
+
+@pytest.mark.parametrize("length", [0, 1, 127, 128, 300, 20_000])
+def test_packed_strings_are_tensorflows(length):
+    array = np.array([b"a", b"x" * length, b"\xff"], object)
+    proto = tensors.to_proto(array, as_content=True)
+    assert not proto.string_val
+    assert tensors.from_proto("x", proto).tolist() == array.tolist()
+    parsed = tf.io.parse_tensor(proto.SerializeToString(), tf.string)
+    assert parsed.numpy().tolist() == array.tolist()
+
+
+@pytest.mark.parametrize("content", [b"\x05abc", b"\xff", b"\x01ab"])
+def test_packed_strings_that_are_cut_off_are_refused(content):
+    with pytest.raises(ServingError, match="tensor parsing error: x"):
+        tensors.from_proto("x", tensor(types_pb2.DT_STRING, [1], tensor_content=content))
+
+
 @pytest.mark.parametrize(
     "fields",
     [
-        {"dtype": 4, "int_val": [300]},
         {"dtype": 20, "int_val": [1]},
         {"dtype": 1, "float_val": [1.0], "dims": [1, 10**8, 10**7, 3]},
         {"dtype": 0},
     ],
 )
 def test_malformed_tensors_are_the_callers_mistake(fields):
-    dims = fields.pop("dims", [1])
-    shape = tf.TensorShape(dims).as_proto()
-    proto = tf.make_tensor_proto(0).__class__(tensor_shape=shape, **fields)
+    proto = tensor(**{"dims": [1], **fields})
     with pytest.raises(ServingError, match="tensor parsing error: x") as caught:
         tensors.from_proto("x", proto)
     assert caught.value.code is Code.INVALID_ARGUMENT
+
+
+def example(**numbers: float) -> tf.train.Example:
+    made = tf.train.Example()
+    for name, number in numbers.items():
+        made.features.feature[name].float_list.value.append(number)
+    return made
+
+
+def test_a_context_is_merged_into_every_example_and_overridden_by_it():
+    given = input_pb2.Input()
+    given.example_list_with_context.context.CopyFrom(example(a=1, b=2))
+    given.example_list_with_context.examples.extend([example(), example(b=3)])
+    merged = [tf.train.Example.FromString(x) for x in tensors.examples(given)]
+    assert merged == [example(a=1, b=2), example(a=1, b=3)]
+    plain = input_pb2.Input()
+    plain.example_list.examples.extend([example(a=1)])
+    assert tensors.examples(plain) == [example(a=1).SerializeToString()]
+    assert tensors.examples(input_pb2.Input()) == []

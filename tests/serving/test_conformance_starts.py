@@ -1,23 +1,14 @@
-"""Recorded cases that change models and configuration, or are about a server's start."""
+"""Recorded starts of the server: whether it ends, serves or waits."""
 
 import time
 
 import pytest
 
-from tests.serving.conformance import compare, exchange, servers
+from tests.serving.conformance import compare, servers
 
 FLAGS, CASES = servers.load()
 STARTS = [case for case in CASES if case["transport"] == "startup"]
-CHANGES = [case for case in CASES if servers.of_its_own(case) and case not in STARTS]
 EXIT_SECONDS = 60.0
-
-
-@pytest.mark.parametrize("case", [pytest.param(case, id=case["id"]) for case in CHANGES])
-def test_changes_as_recorded(case):
-    spec = FLAGS[case["server"]]
-    with servers.launched(spec) as server:
-        servers.wait_until_ready(server, spec)
-        assert exchange.run(server, case) == []
 
 
 @pytest.mark.parametrize("case", [pytest.param(case, id=case["id"]) for case in STARTS])
