@@ -126,8 +126,11 @@ def _listen(server: grpc.Server, options: Options) -> int:
         if options.credentials:
             return server.add_secure_port(address, options.credentials)
         return server.add_insecure_port(address)
-    except RuntimeError as error:
-        raise _port_in_use(options.port, "--port") from error
+    except RuntimeError as error:  # gRPC's says no more than that it failed
+        check_port(options.port, "--port")
+        raise ConfigError(
+            "cannot listen: mend --ssl_config_file or --grpc_socket_path, whichever is given"
+        ) from error
 
 
 def _port_in_use(port: int, flag: str) -> ConfigError:

@@ -169,7 +169,7 @@ def _text(
 ) -> Iterator[str]:
     yield "# The embedded server's throughput"
     yield ""
-    yield "GoogLeNet at 224×224 with 1000 classes and random weights, from uint8 pixels, one picture"
+    yield "GoogLeNet at 224×224 with 1000 classes, random weights, from uint8 pixels, a picture"
     yield f"a request, {CALLERS} callers, serving/config/batching.config; in process, the best of"
     yield f"{len(SHAPES)} ways to run the same SavedModel. Measured by `make benchmark-server`: the"
     yield f"median of {rounds} turns of {seconds:g} s that server and process take in rounds, with"

@@ -25,7 +25,7 @@ x = numpy.array([1, 2, 5], numpy.float32)
 for client in (make_grpc_client(f"localhost:{sys.argv[1]}"),
                make_http_client(f"localhost:{sys.argv[2]}")):
     assert client.get_model_status("affine", 1)[1]["state"] == "AVAILABLE"
-    assert "x" in client.get_model_metadata("affine", 1)["inputs"]
+    assert "DT_FLOAT" in str(client.get_model_metadata("affine", 1))
     print(client.predict({"x": x}, "affine", 1).tolist())
 """
 

@@ -359,6 +359,13 @@ def test_a_unix_socket_is_answered_on_too(served, tmp_path):
                 assert response.outputs["y"].float_val == [3]
 
 
+def test_a_socket_that_cannot_be_is_named(repository, tmp_path):
+    with pytest.raises(ConfigError, match=r"mend .* --grpc_socket_path"):
+        grpc_api.start_server(
+            repository(), Metrics(), Options(socket_path=str(tmp_path / "none" / "socket"))
+        )
+
+
 def test_channel_arguments_come_before_our_own(served):
     limit = [("grpc.max_receive_message_length", 1000)]
     with serving(served, channel_arguments=limit) as port, prediction_of(f"localhost:{port}") as s:
