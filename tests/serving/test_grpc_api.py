@@ -105,7 +105,7 @@ def examples(*values: float) -> input_pb2.Input:
 def code_of(call: Callable[[], object]) -> tuple[grpc.StatusCode, str]:
     with pytest.raises(grpc.RpcError) as caught:
         call()
-    return caught.value.code(), caught.value.details()
+    return caught.value.code(), caught.value.details() or ""
 
 
 def test_predict_says_who_answered_and_uses_typed_fields(prediction):
@@ -341,7 +341,8 @@ def test_health_is_offered_on_request_and_for_the_whole_server_only(served):
     def check(port: int, service: str) -> Any:
         with grpc.insecure_channel(f"localhost:{port}") as channel:
             asked = health_pb2.HealthCheckRequest(service=service)
-            return health_pb2_grpc.HealthStub(channel).Check(asked, timeout=TIMEOUT)
+            stub: Any = health_pb2_grpc.HealthStub(channel)  # whose types lack its methods
+            return stub.Check(asked, timeout=TIMEOUT)
 
     with serving(served, health=True) as port:
         assert check(port, "").status == health_pb2.HealthCheckResponse.SERVING
