@@ -14,6 +14,7 @@ from tfs_client import tfs_pb2
 
 PREDICT = "/tensorflow.serving.PredictionService/Predict"
 TIMEOUT = 60.0
+RAMP_SECONDS = 1.0
 
 Call = Callable[[], Awaitable[object]]
 
@@ -31,16 +32,22 @@ def request(model: str, name: str, value: np.ndarray) -> bytes:
 
 
 def closed_loop(port: int, data: bytes, callers: int, seconds: float) -> np.ndarray:
-    """So many callers, each sending when it has its answer; seconds that each request took."""
+    """So many callers, each sending when it has its answer; seconds that each request took.
+
+    Those are counted that were answered within the time: all callers are at work in it, since they
+    start a second earlier and stop when it is over.
+    """
 
     async def run(call: Call) -> np.ndarray:
         latencies: list[float] = []
-        end = time.perf_counter() + seconds
+        begin = time.perf_counter() + RAMP_SECONDS
+        end = begin + seconds
 
         async def caller() -> None:
             while (started := time.perf_counter()) < end:
                 await call()
-                latencies.append(time.perf_counter() - started)
+                if begin <= (now := time.perf_counter()) < end:
+                    latencies.append(now - started)
 
         await asyncio.gather(*(caller() for _ in range(callers)))
         return np.array(latencies)

@@ -1,7 +1,5 @@
 """The sender against a real server; the whole benchmark is run by .ci/run."""
 
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -54,14 +52,3 @@ def test_goals_are_judged():
 def test_nothing_cannot_be_measured(rounds, seconds):
     with pytest.raises(PipelineError, match="measure nothing"):
         compare.benchmark(rounds, seconds)
-
-
-def test_the_worker_measures_a_model_in_process(tmp_path):
-    models = "pipeline.server_benchmark.models"
-    subprocess.run([sys.executable, "-m", models, str(tmp_path)], check=True, timeout=240)
-    worker = compare.Worker(
-        "pipeline.server_benchmark.in_process_worker", {"model": str(tmp_path / "int8/1")}
-    )
-    with worker:
-        worker.warm_up()
-        assert worker.measure("1 × 8", 0.1) > 0
