@@ -3,7 +3,6 @@
 import asyncio
 import gc
 import shutil
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -88,10 +87,9 @@ def test_two_hundred_versions_leave_no_memory_behind(
         with served.servable("affine") as servable:
             assert servable.version == version
             servable.predict({"x": np.array([X], np.float32)})
-        if version - 1 > 1:
+        if version > 2:  # the first is what the others are copied from
             shutil.rmtree(tmp_path / "affine" / str(version - 1))
         served.poll()
         gc.collect()
         sizes.append(process.memory_info().rss)
-        time.sleep(0)
     assert sizes[-1] < 1.1 * sizes[19]
