@@ -90,7 +90,7 @@ def test_bench_names_a_bad_image_and_fails_when_calls_do(image, models, tmp_path
     junk = tmp_path / "junk.png"
     junk.write_bytes(b"junk")
     with local_server.serving(models) as client:
-        bench = ["bench", "--address", client.address, "--concurrency", "2", "--timeout", "2"]
+        bench = ["bench", "--address", client.address, "--concurrency", "2"]
         assert main([*bench, image, str(junk)]) == 2
         assert (
             capsys.readouterr().err == f"tfs: error: {junk}: is not a JPEG, PNG, GIF or BMP image\n"

@@ -151,8 +151,10 @@ def copied(run, tmp_path):
     return dataclasses.replace(run, path=path)
 
 
-@pytest.mark.parametrize("precision", ["bf16", "int8"])
-def test_fewer_bits_give_the_same_answers_and_the_manifest_says_so(copied, data, loaded, precision):
+@pytest.mark.parametrize(("precision", "most"), [("bf16", 0.05), ("int8", 0.15)])
+def test_fewer_bits_give_the_same_answers_and_the_manifest_says_so(
+    copied, data, loaded, precision, most
+):
     manifest = export.export(copied, precision, data) / "assets.extra" / "manifest.json"
     images = tf.constant([encoded(name, seed) for name in COLOURS for seed in range(200, 210)])
     signatures = tf.saved_model.load(str(copied.export)).signatures
@@ -162,7 +164,7 @@ def test_fewer_bits_give_the_same_answers_and_the_manifest_says_so(copied, data,
     np.testing.assert_allclose(answer["probabilities"], expected["probabilities"], atol=0.05)
     embedded, exact = (x["embed"](images)["embedding"] for x in (signatures, loaded.signatures))
     error = tf.sqrt(tf.reduce_mean((embedded - exact) ** 2) / tf.reduce_mean(exact**2))
-    assert error < 0.1
+    assert error < most
     said = json.loads(manifest.read_text())
     assert said["precision"] == precision
     assert said["precision_check"]["images"] == data.test.size

@@ -203,8 +203,9 @@ def test_unloaded_versions_and_new_shapes_leave_no_memory_behind(exported):
     threads = psutil.Process().num_threads()
     before = max(use_and_forget(range(10, 12)) for _ in range(3))
     after = use_and_forget(range(20, 30))
-    for _ in range(4):
+    for _ in range(9):
         after = use_and_forget(range(10, 12))
-    # One copy of the weights has 24 MB; a version that stays takes several hundred.
-    assert after - before < 200e6
+    # Ten more versions: one copy of the weights has 24 MB; a version that stays takes several
+    # hundred. What the allocator keeps varies by some 200 MB from run to run.
+    assert after - before < 300e6
     assert psutil.Process().num_threads() <= threads + 20
