@@ -5,7 +5,7 @@ and gives all its memory back when it is dropped; a restored `tf.function` does 
 """
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -70,17 +70,23 @@ class Session:
         return compiled(*(feeds[name] for name in names))
 
 
+def compiled(session, feeds: Sequence[str], fetches: Sequence[str]) -> Callable[..., list]:
+    """A function of a session's: values to be fed, in their order -> those fetched.
+
+    make_callable, which is public, takes 30 times as long for a small model: it cannot be told
+    beforehand to stay on the caller's thread.
+    """
+    return session._make_callable_from_options(
+        config_pb2.CallableOptions(feed=feeds, fetch=fetches, run_options=ON_CALLERS_THREAD)
+    )
+
+
 class _Compiled:
     """Feeds and fetches that the session has pruned and optimised its graph for."""
 
     def __init__(self, session, feeds: Sequence[str], fetches: Sequence[str]) -> None:
         distinct = list(dict.fromkeys(fetches))  # two outputs may be one tensor
-        options = config_pb2.CallableOptions(
-            feed=feeds, fetch=distinct, run_options=ON_CALLERS_THREAD
-        )
-        # make_callable, which is public, takes 30 times as long for a small model: it cannot be
-        # told beforehand to stay on the caller's thread.
-        self._run = session._make_callable_from_options(options)
+        self._run = compiled(session, feeds, distinct)
         self._order = [distinct.index(name) for name in fetches]
 
     def __call__(self, *values: np.ndarray) -> list[np.ndarray]:
