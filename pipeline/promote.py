@@ -16,8 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import grpc
-from tfs_client import Client, NotFoundError, TFSError, VersionStatus, tfs_pb2
+from tfs_client import Client, NotFoundError, TFSError, VersionStatus
 
 from pipeline import labels
 from pipeline.config import MODEL_NAME
@@ -28,7 +27,6 @@ from pipeline.repository import Repository, nothing_published, open_repository
 WAIT_SECONDS = 300.0
 _POLL_SECONDS = 0.1
 _CALL_SECONDS = 5.0
-_METADATA = "/tensorflow.serving.PredictionService/GetModelMetadata"
 
 
 def promote(
@@ -155,7 +153,6 @@ class _Server:
         self._address = address
         self._wait_seconds = wait_seconds
         self._client = Client(address, MODEL_NAME, timeout=_CALL_SECONDS)
-        self._channel = grpc.insecure_channel(address)
         self._failed_before: dict[int, VersionStatus] = {}
 
     def __enter__(self) -> "_Server":
@@ -166,7 +163,6 @@ class _Server:
 
     def __exit__(self, *_: object) -> None:
         self._client.close()
-        self._channel.close()
 
     def wait_for_version(self, version: int) -> None:
         """Wait until a version is available, but no longer than it can still become so."""
@@ -186,16 +182,9 @@ class _Server:
 
     def wait_for_label(self, label: str, version: int) -> None:
         """Wait until a label stands for a version; status calls do not know labels."""
-        call = self._channel.unary_unary(
-            _METADATA,
-            request_serializer=tfs_pb2.GetModelMetadataRequest.SerializeToString,
-            response_deserializer=tfs_pb2.GetModelMetadataResponse.FromString,
-        )
-        spec = tfs_pb2.ModelSpec(name=MODEL_NAME, version_label=label)
-        request = tfs_pb2.GetModelMetadataRequest(model_spec=spec, metadata_field=["signature_def"])
 
         def look() -> str | None:
-            answer = call(request, timeout=_CALL_SECONDS).model_spec.version.value
+            answer = self._client.metadata(version_label=label).version
             return None if answer == version else f"it is version {answer}"
 
         self._wait(look, f"does not have label {label} at version {version}")
@@ -208,8 +197,6 @@ class _Server:
                 seen = look()
             except TFSError as error:
                 seen = str(error)
-            except grpc.RpcError as error:
-                seen = error.details()  # it is a Call too
             if seen is None:
                 return
             if time.monotonic() > deadline:

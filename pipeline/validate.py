@@ -25,7 +25,7 @@ from pathlib import Path
 import grpc
 import numpy as np
 import tensorflow as tf
-from tfs_client import Client, InvalidImageError, TFSError
+from tfs_client import Classification, Client, ServerError, TFSError
 from tqdm import tqdm
 
 from pipeline import contract, files, labels, local_server, preprocessing, publish, samples
@@ -225,7 +225,7 @@ def _start(
 
 def _signatures(client: Client, run: Run) -> Iterator[Check]:
     wanted = contract.promised(len(run.class_names))
-    broken = contract.broken_promises(wanted, client.metadata())
+    broken = contract.broken_promises(wanted, client.metadata().signatures)
     detail = "; ".join(broken) or ", ".join(wanted)
     yield Check("signatures", not broken, f"{len(broken)} differences", "0 differences", detail)
 
@@ -366,11 +366,13 @@ def _measure(clients: list[Client], data: Dataset, limit: int) -> tuple[list[flo
 
 def _right(client: Client, class_names: tuple[str, ...], images: list[Image]) -> int:
     files = [file for file, _ in images]
+    right = 0
     answers = client.classify(files, errors="return", timeout=contract.TIMEOUT)
-    return sum(
-        not isinstance(answer, InvalidImageError) and answer.label == class_names[label]
-        for answer, (_, label) in zip(answers, images, strict=True)
-    )
+    for answer, (_, label) in zip(answers, images, strict=True):
+        if isinstance(answer, ServerError):
+            raise answer
+        right += isinstance(answer, Classification) and answer.label == class_names[label]
+    return right
 
 
 def _chunks(images: Iterable[Image], size: int) -> Iterator[list[Image]]:

@@ -1,129 +1,146 @@
 """The `tfs` command.
 
-    tfs classify ankle-boot.png bag.jpg
+    tfs classify ankle-boot.png photos/ 'more/**/*.jpg'
+    find photos -name '*.png' | tfs classify --format jsonl -
+    tfs predict x='[1, 2]'
     tfs status
     tfs metadata
+    tfs wait --timeout 60
+    tfs reload models.config
     tfs bench samples/*.png
+    tfs completion bash
 
-Exit code 0 when all went well; 2 for a usage error, a server's error or an unreadable image.
+Exit codes: 0 all went well; 1 an image could not be classified, or a benchmark's call failed; 2 a
+usage error; 3 the server failed, or was not ready; 130 Ctrl-C. A bearer token is taken from the
+environment's TFS_TOKEN.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import NoReturn
 
-from tfs_client import _client
+from tfs_client import _commands
+from tfs_client._base import DEFAULT_MODEL
+from tfs_client._channels import DEFAULT_ADDRESS
 from tfs_client._client import Client
+from tfs_client._commands import UsageError
 from tfs_client._errors import InvalidImageError, TFSError
-from tfs_client._results import TensorSpec
-from tfs_client.bench import closed_loop, report
+from tfs_client._options import MAX_SECONDS, TLS, Timeout
 
-MAX_SECONDS = 86_400  # gRPC fails at once where a deadline is too far off for it
+TOKEN = "TFS_TOKEN"
+BAD_IMAGE, USAGE, SERVER, INTERRUPTED = 1, 2, 3, 130
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
+        self.exit(USAGE, f"{self.prog}: error: {message} (see --help)\n")
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit code."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
     try:
-        with Client(options.address, options.model, options.timeout) as client:
+        if "shell" in options:
+            return _completion(parser, options.shell)
+        with _client(options) as client:
             code: int = options.run(client, options)
             return code
     except TFSError as error:
         print(f"tfs: error: {error}", file=sys.stderr)
-        return 2
+        return _exit_code(error)
+    except BrokenPipeError:  # whoever read our output has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
-        return 130
+        return INTERRUPTED
+
+
+def _exit_code(error: TFSError) -> int:
+    if isinstance(error, InvalidImageError):
+        return BAD_IMAGE
+    return USAGE if isinstance(error, UsageError) else SERVER
+
+
+def _client(options: argparse.Namespace) -> Client:
+    encrypted = options.tls or options.ca or options.cert
+    try:
+        return Client(
+            options.address.split(","),
+            options.model,
+            Timeout(request=options.timeout),
+            version=options.version,
+            version_label=options.version_label,
+            tls=TLS(options.ca, options.cert, options.key) if encrypted else None,
+            token=os.environ.get(TOKEN),
+        )
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    except TFSError as error:
+        raise UsageError(str(error)) from error
 
 
 def _parser() -> _Parser:
     parser = _Parser("tfs", description="Call a model on TensorFlow Serving.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def command(name: str, run: Callable[[Client, argparse.Namespace], int]) -> _Parser:
-        added = commands.add_parser(name, help=run.__doc__, description=run.__doc__)
-        added.add_argument("--address", default=_client.DEFAULT_ADDRESS, help="host:port")
-        added.add_argument("--model", default=_client.DEFAULT_MODEL)
+    def command(run: Callable[[Client, argparse.Namespace], int]) -> _Parser:
+        added = commands.add_parser(run.__name__, help=run.__doc__, description=run.__doc__)
         added.add_argument(
-            "--timeout", type=_positive, default=_client.DEFAULT_TIMEOUT, help="seconds a call"
+            "--address", default=DEFAULT_ADDRESS, help="host:port, or several with commas between"
         )
+        added.add_argument("--model", default=DEFAULT_MODEL)
+        added.add_argument("--version", type=int, help="the model's version")
+        added.add_argument("--version-label", help="a version's label, in place of its number")
+        added.add_argument(
+            "--timeout", type=_positive, default=Timeout().request, help="seconds a request"
+        )
+        added.add_argument("--tls", action="store_true", help="encrypt, with the system's CAs")
+        added.add_argument("--ca", metavar="FILE", help="encrypt, with the CAs of a PEM file")
+        added.add_argument("--cert", metavar="FILE", help="the client's own certificate")
+        added.add_argument("--key", metavar="FILE", help="and its key")
         added.set_defaults(run=run)
         return added
 
-    classify = command("classify", _classify)
-    classify.add_argument("images", nargs="+", metavar="FILE")
+    classify = command(_commands.classify)
+    classify.add_argument(
+        "images", nargs="+", metavar="FILE",
+        help="files, folders, patterns; - for an image or a list of files on standard input",
+    )  # fmt: skip
     classify.add_argument("--top", type=int, choices=range(1, 6), default=3, help="classes shown")
-    command("status", _status)
-    command("metadata", _metadata)
-    bench = command("bench", _bench)
+    classify.add_argument("--format", choices=_commands.FORMATS, default="table")
+    predict = command(_commands.predict)
+    predict.add_argument(
+        "inputs", nargs="+", metavar="NAME=VALUE", help="JSON, @array.npy, or @file for its bytes"
+    )
+    predict.add_argument("--signature", default="", help="the default one, if not given")
+    command(_commands.status)
+    command(_commands.metadata)
+    command(_commands.wait)
+    command(_commands.reload).add_argument("config", metavar="FILE", help="a models.config")
+    bench = command(_commands.bench)
     bench.add_argument("images", nargs="+", metavar="FILE", help="images that are sent in turn")
     bench.add_argument("--seconds", type=_positive, default=10.0, help="each measurement's")
     bench.add_argument(
         "--concurrency", type=_counts, default=(1, 8, 32), metavar="N[,N…]", help="callers"
     )
+    text = "Print a script that completes this command's arguments in a shell."
+    completion = commands.add_parser("completion", help=text, description=text)
+    completion.add_argument("shell", choices=("bash", "zsh", "tcsh"))
     return parser
 
 
-def _classify(client: Client, options: argparse.Namespace) -> int:
-    """Print the most probable classes of images."""
-    answers = client.classify(options.images, errors="return")
-    width = max(len(name) for name in options.images)
-    for name, answer in zip(options.images, answers, strict=True):
-        if isinstance(answer, InvalidImageError):
-            print(f"tfs: error: {answer}", file=sys.stderr)
-        else:
-            labels = (f"{label.name} {label.score:.3f}" for label in answer.labels[: options.top])
-            print(f"{name:{width}}  {'  '.join(labels)}")
-    return 2 if any(isinstance(answer, InvalidImageError) for answer in answers) else 0
-
-
-def _status(client: Client, _: argparse.Namespace) -> int:
-    """Print the versions of the model and their states."""
-    for status in client.status():
-        print(f"{client.model} version {status.version}: {status.state} {status.error}".rstrip())
+def _completion(parser: _Parser, shell: str) -> int:
+    try:
+        import shtab
+    except ImportError:
+        raise UsageError("completion needs shtab: pip install 'tfs-client[command]'") from None
+    print(shtab.complete(parser, shell))
     return 0
-
-
-def _metadata(client: Client, _: argparse.Namespace) -> int:
-    """Print the model's signatures."""
-    for name, signature in client.metadata().items():
-        print(f"{name} ({signature.method})")
-        for way, specs in (("input", signature.inputs), ("output", signature.outputs)):
-            for key, spec in specs.items():
-                print(f"  {way:6} {key}: {_spec_text(spec)}")
-    return 0
-
-
-def _bench(client: Client, options: argparse.Namespace) -> int:
-    """Measure how many images a second the server classifies."""
-    answers = client.classify(options.images)
-    images = [Path(path).read_bytes() for path in options.images]
-    expected = [answer.label for answer in answers]
-    print(
-        f"{client.model} version {answers[0].version} at {client.address}: "
-        f"{len(images)} images in turn, {options.seconds:g} s a line"
-    )
-    print(report.HEADER)
-    bad = 0
-    for callers in options.concurrency:
-        result = closed_loop.measure(client, images, expected, callers, options.seconds)
-        print(report.row(result), flush=True)
-        bad += result.wrong + result.errors.total()
-    return 2 if bad else 0
-
-
-def _spec_text(spec: TensorSpec) -> str:
-    if spec.shape is None:
-        return f"{spec.dtype} of any shape"
-    return f"{spec.dtype} [{', '.join('N' if size < 0 else str(size) for size in spec.shape)}]"
 
 
 def _positive(text: str) -> float:

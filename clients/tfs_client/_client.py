@@ -2,65 +2,42 @@
 
 from __future__ import annotations
 
+import itertools
+import queue
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from types import TracebackType
-from typing import Any, Literal, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 import grpc
+from numpy.typing import ArrayLike
 
-from tfs_client import _errors, _images, _tensors, tfs_pb2
-from tfs_client._errors import InvalidImageError, NotFoundError, TFSError, UnavailableError
+from tfs_client import _calls, _images
+from tfs_client._attempts import Attempts
+from tfs_client._base import POLL_SECONDS, BaseClient, Errors, Scope, Stream, available
+from tfs_client._calls import Call, Example
+from tfs_client._channels import Target
+from tfs_client._errors import NotFoundError, NotReadyError, TFSError, UnavailableError
 from tfs_client._images import Image, Prepared
-from tfs_client._results import Classification, Label, Signature, TensorSpec, VersionStatus
+from tfs_client._options import CallOptions
+from tfs_client._results import Classification, Metadata, Prediction, Regression, VersionStatus
 
-DEFAULT_ADDRESS = "localhost:8500"
-DEFAULT_MODEL = "googlenet"
-DEFAULT_TIMEOUT = 30.0
-
-_PREDICTION = "/tensorflow.serving.PredictionService/"
-_MODEL = "/tensorflow.serving.ModelService/"
-_POLL_SECONDS = 0.1
-# Answers and requests may be larger than gRPC's 4 MiB (tensorflow/serving issue 1382).
-_OPTIONS = (("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1))
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 Result = TypeVar("Result")
 
 
-class Client:
-    """Calls one model on one server. Threads may share it.
+class Client(BaseClient):
+    """Calls models on TensorFlow Serving. Threads may share it.
 
         with Client("localhost:8500") as client:
             client.classify("ankle-boot.png").label
 
-    Args:
-        address: `host:port` of the server's gRPC API, or another of gRPC's target names.
-        model: the model's name.
-        timeout: seconds that a request may take; many images are sent in several.
-        batch_size: images in a request at the most.
+    Every method takes what CallOptions lists: `model`, `version` or `version_label`, `timeout`,
+    `metadata`. Every method raises a ServerError where a request fails.
     """
-
-    def __init__(
-        self,
-        address: str = DEFAULT_ADDRESS,
-        model: str = DEFAULT_MODEL,
-        timeout: float = DEFAULT_TIMEOUT,
-        batch_size: int = 32,
-    ) -> None:
-        _check_address(address)
-        if batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size}: it must be at least 1")
-        self.address = address
-        self.model = model
-        self.timeout = timeout
-        self.batch_size = batch_size
-        self._closed = False
-        self._channel = grpc.insecure_channel(address, options=_OPTIONS)
-        self._predict = self._method(_PREDICTION + "Predict", tfs_pb2.PredictResponse)
-        self._status = self._method(_MODEL + "GetModelStatus", tfs_pb2.GetModelStatusResponse)
-        self._metadata = self._method(
-            _PREDICTION + "GetModelMetadata", tfs_pb2.GetModelMetadataResponse
-        )
 
     def __enter__(self) -> Client:
         return self
@@ -74,14 +51,16 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Close the connection; calls after it raise TFSError."""
+        """Close the connections; calls after it raise TFSError."""
         self._closed = True
-        self._channel.close()
+        for link in self._links:
+            if link.channel is not None:
+                link.channel.close()
 
     # A path is an iterable of strings too, to a type checker; the first overload that fits counts.
     @overload
     def classify(  # type: ignore[overload-overlap]
-        self, images: Image, *, version: int | None = ..., timeout: float | None = ...
+        self, images: Image, **options: Unpack[CallOptions]
     ) -> Classification: ...
 
     @overload
@@ -89,9 +68,8 @@ class Client:
         self,
         images: Iterable[Image],
         *,
-        version: int | None = ...,
-        timeout: float | None = ...,
         errors: Literal["raise"] = ...,
+        **options: Unpack[CallOptions],
     ) -> list[Classification]: ...
 
     @overload
@@ -99,195 +77,253 @@ class Client:
         self,
         images: Iterable[Image],
         *,
-        version: int | None = ...,
-        timeout: float | None = ...,
         errors: Literal["return"],
-    ) -> list[Classification | InvalidImageError]: ...
+        **options: Unpack[CallOptions],
+    ) -> list[Classification | TFSError]: ...
 
     def classify(
-        self,
-        images: Image | Iterable[Image],
-        *,
-        version: int | None = None,
-        timeout: float | None = None,
-        errors: str = "raise",
+        self, images: Any, *, errors: Errors = "raise", **options: Unpack[CallOptions]
     ) -> Any:
         """The most probable classes of one image or of several.
 
         Args:
-            images: a path, an encoded image (bytes), uint8 pixels [H,W,3], or an iterable of
-                these; pixels [N,H,W,3] are N images.
-            version: the model's version; None for the highest available.
-            timeout: seconds for each request that the images are sent in.
-            errors: `raise` the first bad image's error, or `return` errors in their places.
+            images: a path, an encoded image (bytes or an open file), a Pillow image, uint8 pixels
+                [H,W,3], or an iterable of these; pixels [N,H,W,3] are N images.
+            errors: `raise` the first error, or `return` errors in their places: an
+                InvalidImageError for a bad image, a ServerError for each image of a request that
+                failed.
 
         Returns:
-            One classification for one image; for several, a list in their order.
+            One Classification for one image; for several, a list in their order.
 
         Raises:
             InvalidImageError: an image cannot be read or decoded.
             ServerError: a request failed.
         """
-        if _images.is_single(images):
-            return self._classify_all([images], version, timeout, "raise")[0]  # type: ignore[list-item]
-        return self._classify_all(images, version, timeout, errors)  # type: ignore[arg-type]
+        if not _images.is_single(images):
+            return list(self.classify_iter(images, errors=errors, **options))
+        scope = self._scope(options)
+        (answer,) = self._run(self._classify_call(scope, [_images.prepare(0, images)]), scope)
+        if isinstance(answer, TFSError):
+            raise answer
+        return answer
 
-    def status(self, timeout: float | None = None) -> list[VersionStatus]:
-        """The model's versions, highest first.
-
-        Raises:
-            NotFoundError: the server does not know the model.
-            ServerError: the call failed.
-        """
-        request = tfs_pb2.GetModelStatusRequest(model_spec=self._spec(None))
-        response = self._call(self._status, request, timeout)
-        return [
-            VersionStatus(
-                status.version,
-                tfs_pb2.ModelVersionStatus.State.Name(status.state),
-                status.status.error_message,
-            )
-            for status in response.model_version_status
-        ]
-
-    def metadata(
-        self, version: int | None = None, timeout: float | None = None
-    ) -> dict[str, Signature]:
-        """The model's signatures by name.
-
-        Raises:
-            NotFoundError: the server does not have the model or version.
-            ServerError: the call failed.
-        """
-        request = tfs_pb2.GetModelMetadataRequest(
-            model_spec=self._spec(version), metadata_field=["signature_def"]
-        )
-        response = self._call(self._metadata, request, timeout)
-        signatures = tfs_pb2.SignatureDefMap.FromString(response.metadata["signature_def"].value)
-        return {
-            name: Signature(
-                definition.method_name, _specs(definition.inputs), _specs(definition.outputs)
-            )
-            for name, definition in sorted(signatures.signature_def.items())
-            if definition.method_name  # a graph's initialiser is listed too, without one
-        }
-
-    def wait_until_ready(self, timeout: float = 60.0) -> int:
-        """Wait until a version of the model is available; returns its number.
-
-        Raises:
-            TFSError: none was within `timeout` seconds; the message says what was there.
-        """
-        deadline = time.monotonic() + timeout
-        while True:
-            seen = "no server"
-            try:
-                for status in self.status(timeout=max(0.01, deadline - time.monotonic())):
-                    if status.state == "AVAILABLE":
-                        return status.version
-                    seen = f"version {status.version} {status.state} {status.error}"
-            except (UnavailableError, NotFoundError) as error:
-                seen = str(error)
-            if time.monotonic() + _POLL_SECONDS > deadline:
-                raise TFSError(
-                    f"{self.address}, model {self.model}: not available in {timeout:g} s: {seen}"
-                )
-            time.sleep(_POLL_SECONDS)
-
-    def _classify_all(
+    @overload
+    def classify_iter(
         self,
         images: Iterable[Image],
-        version: int | None,
-        timeout: float | None,
-        errors: str,
-    ) -> list[Classification | InvalidImageError]:
-        if errors not in ("raise", "return"):
-            raise ValueError(f"errors is {errors!r}: it must be 'raise' or 'return'")
-        results: dict[int, Classification | InvalidImageError] = {}
+        *,
+        ordered: bool = ...,
+        errors: Literal["raise"] = ...,
+        **options: Unpack[CallOptions],
+    ) -> Iterator[Classification]: ...
 
-        def readable() -> Iterable[Prepared]:
-            for position, image in enumerate(images):
-                try:
-                    yield _images.prepare(position, image)
-                except InvalidImageError as error:
-                    results[position] = _kept(error, errors)
+    @overload
+    def classify_iter(
+        self,
+        images: Iterable[Image],
+        *,
+        ordered: bool = ...,
+        errors: Literal["return"],
+        **options: Unpack[CallOptions],
+    ) -> Iterator[Classification | TFSError]: ...
 
-        for batch in _images.batches(readable(), self.batch_size):
-            answers = self._classify_batch(batch, version, timeout)
-            for image, answer in zip(batch, answers, strict=True):
-                if answer is None:
-                    error = InvalidImageError(image.name, "is not a JPEG, PNG, GIF or BMP image")
-                    results[image.position] = _kept(error, errors)
-                else:
-                    results[image.position] = answer
-        return [results[position] for position in sorted(results)]
+    def classify_iter(
+        self,
+        images: Iterable[Image],
+        *,
+        ordered: bool = True,
+        errors: Errors = "raise",
+        **options: Unpack[CallOptions],
+    ) -> Iterator[Any]:
+        """The same for a stream of any length, of which a few requests are held at a time.
 
-    def _classify_batch(
-        self, batch: list[Prepared], version: int | None, timeout: float | None
-    ) -> list[Classification | None]:
-        """One request; None in the place of an image that the server could not decode."""
-        signature, name, tensor = _images.to_input(batch)
-        request = tfs_pb2.PredictRequest(
-            model_spec=self._spec(version, signature),
-            inputs={name: tensor},
-            output_filter=["classes", "scores", "valid"],
+        Args:
+            images: read as requests become free.
+            ordered: results in the order of the images, or as they come; a result's `position`
+                says whose it is.
+            errors: as in `classify`.
+        """
+        return self._classify_all(images, self._stream(ordered, errors), self._scope(options))
+
+    def predict(
+        self,
+        inputs: Mapping[str, ArrayLike],
+        *,
+        signature: str = "",
+        outputs: Sequence[str] = (),
+        **options: Unpack[CallOptions],
+    ) -> Prediction:
+        """Any signature with any tensors.
+
+        Args:
+            inputs: by name. Arrays of any dtype that TensorFlow has keep it; Python's own numbers
+                become float32 and int32, strings bytes.
+            signature: its name; the model's default where it is empty.
+            outputs: the names of those wanted; all where it is empty.
+
+        Raises:
+            TypeError, ValueError: an input is no tensor.
+        """
+        scope = self._scope(options, signature)
+        return self._run(_calls.predict(scope.asked, inputs, outputs), scope)
+
+    def regress(
+        self, examples: Iterable[Example], *, signature: str = "", **options: Unpack[CallOptions]
+    ) -> Regression:
+        """A value for each tf.Example, given as features by name."""
+        scope = self._scope(options, signature)
+        return self._run(_calls.regress(scope.asked, examples), scope)
+
+    def multi_inference(
+        self,
+        examples: Iterable[Example],
+        tasks: Mapping[str, Literal["classify", "regress"]],
+        **options: Unpack[CallOptions],
+    ) -> dict[str, list[Classification] | Regression]:
+        """Several signatures on the same examples; `tasks` says what each of them does."""
+        scope = self._scope(options)
+        return self._run(_calls.multi_inference(scope.asked, examples, tasks), scope)
+
+    def metadata(self, **options: Unpack[CallOptions]) -> Metadata:
+        """The model's signatures, and the version that they are of."""
+        scope = self._scope(options)
+        return self._run(_calls.metadata(scope.asked), scope)
+
+    def status(self, **options: Unpack[CallOptions]) -> list[VersionStatus]:
+        """The model's versions, highest first; of all of them where no version is given."""
+        scope = self._scope(options)
+        return self._run(_calls.status(scope.asked), scope)
+
+    def reload_config(self, config: str, **options: Unpack[CallOptions]) -> None:
+        """Serve what another models.config says, given as text; returns when its models are loaded.
+
+        Raises:
+            TFSError: it is not a models.config.
+        """
+        scope = self._scope(options)
+        return self._run(_calls.reload_config(scope.asked, config), scope)
+
+    def wait_until_ready(
+        self, timeout: float = 60.0, *, model: str | None = None, version: int | None = None
+    ) -> int:
+        """Wait until a version of the model, or the one named, is available; returns its number.
+
+        Raises:
+            NotReadyError: none was within `timeout` seconds.
+        """
+        deadline = time.monotonic() + timeout
+        seen = "no server"
+        while (left := deadline - time.monotonic()) > 0:
+            try:
+                ready, seen = available(self.status(model=model, version=version, timeout=left))
+                if ready is not None:
+                    return ready
+            except (UnavailableError, NotFoundError) as error:
+                seen = str(error)
+            time.sleep(min(POLL_SECONDS, max(0.0, deadline - time.monotonic())))
+        raise NotReadyError(self.address, model or self.model, timeout, seen)
+
+    def _open(self, target: Target) -> grpc.Channel:
+        channel = (
+            grpc.secure_channel(target.address, target.credentials, options=target.options)
+            if target.credentials
+            else grpc.insecure_channel(target.address, options=target.options)
         )
-        response = self._call(self._predict, request, timeout)
-        outputs = {key: _tensors.from_proto(proto) for key, proto in response.outputs.items()}
-        model, number = response.model_spec.name, response.model_spec.version.value
-        rows = zip(
-            outputs["classes"].tolist(), outputs["scores"].tolist(), outputs["valid"], strict=True
-        )
-        return [
-            Classification(_labels(classes, scores), model, number) if valid else None
-            for classes, scores, valid in rows
-        ]
+        return grpc.intercept_channel(channel, *self._interceptors)
 
-    def _spec(self, version: int | None, signature: str = "") -> tfs_pb2.ModelSpec:
-        spec = tfs_pb2.ModelSpec(name=self.model, signature_name=signature)
-        if version is not None:
-            spec.version.value = version
-        return spec
+    def _run(self, call: Call[Result], scope: Scope) -> Result:
+        attempts = self._attempts(scope)
+        send = self._send if self._hedge is None else self._send_hedged
+        while (left := attempts.begin()) > 0:
+            try:
+                return call.read(send(call, scope, attempts, left))
+            except grpc.RpcError as error:  # what a call raises is a Call too
+                delay = attempts.delay(error.code(), error.details() or "")
+                if delay is None:
+                    raise self._error(call, attempts, error) from error
+                time.sleep(delay)
+        raise self._too_late(call, attempts)
 
-    def _method(self, path: str, response: Any) -> Callable[..., Any]:
-        return self._channel.unary_unary(
-            path,
-            request_serializer=lambda request: request.SerializeToString(),
-            response_deserializer=response.FromString,
-        )
-
-    def _call(self, method: Callable[..., Any], request: Any, timeout: float | None) -> Any:
-        if self._closed:
-            raise TFSError(f"{self.address}: this client is closed: make a new one")
+    def _send(self, call: Call[Any], scope: Scope, attempts: Attempts, left: float) -> Any:
+        sent = self._begin(call, attempts)
+        method = sent.link.method(call)
         try:
-            return method(request, timeout=self.timeout if timeout is None else timeout)
+            response = method(call.request, timeout=left, metadata=self._headers(scope))
         except grpc.RpcError as error:
-            raise _errors.from_rpc_error(error, self.address, self.model) from error
+            self._ended(sent, error)
+            raise
+        self._ended(sent)
+        return response
 
+    def _send_hedged(self, call: Call[Any], scope: Scope, attempts: Attempts, left: float) -> Any:
+        done: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        started: list[Any] = []
 
-def _check_address(address: str) -> None:
-    """Refuse what gRPC would take for port 443 (no port) or modulo 65536 (a large one)."""
-    _, _, port = address.rpartition(":")
-    scheme = "://" in address or address.startswith(("unix:", "dns:", "ipv4:", "ipv6:"))
-    if not scheme and not (port.isdecimal() and 0 < int(port) < 65536 and address != f":{port}"):
-        raise TFSError(f"address {address!r} is not host:port, such as {DEFAULT_ADDRESS}")
+        def start(seconds: float) -> None:
+            sent = self._begin(call, attempts)
+            method = sent.link.method(call)
+            future = method.future(call.request, timeout=seconds, metadata=self._headers(scope))
+            started.append(future)
 
+            def ended(future: Any) -> None:
+                self._ended(sent, None if future.code() is grpc.StatusCode.OK else future)
+                done.put(future)
 
-def _kept(error: InvalidImageError, errors: str) -> InvalidImageError:
-    if errors == "raise":
-        raise error
-    return error
+            future.add_done_callback(ended)
 
+        start(left)
+        try:
+            try:
+                first = done.get(timeout=self._hedge)
+            except queue.Empty:
+                if attempts.may_copy() and (left := attempts.begin()) > 0:
+                    start(left)
+                first = done.get()
+            if len(started) > 1 and first.code() is not grpc.StatusCode.OK:
+                first = done.get()
+            return first.result()
+        finally:
+            for future in started:
+                future.cancel()
 
-def _labels(classes: list[bytes], scores: list[float]) -> tuple[Label, ...]:
-    return tuple(Label(name.decode(), score) for name, score in zip(classes, scores, strict=True))
+    def _classify_all(self, images: Iterable[Any], stream: Stream, scope: Scope) -> Iterator[Any]:
+        def batches() -> Iterator[list[Prepared]]:
+            for position, image in enumerate(images):
+                yield from stream.take(position, image)
+            yield from stream.rest()
 
+        def send(batch: list[Prepared]) -> tuple[list[Prepared], Any]:
+            try:
+                return batch, self._run(self._classify_call(scope, batch), scope)
+            except TFSError as error:
+                return batch, error
 
-def _specs(infos: Any) -> dict[str, TensorSpec]:
-    return {name: _spec_of(info) for name, info in sorted(infos.items())}
+        coming = batches()
+        head = list(itertools.islice(coming, 2))
+        if len(head) < 2:  # needs no threads
+            for batch in head:
+                stream.put(*send(batch))
+            yield from stream.due()
+            return
+        pending: list[Future[tuple[list[Prepared], Any]]] = []
 
+        def results(most: int) -> Iterator[Any]:
+            """What is due, until no more than so many requests are under way."""
+            while pending and (len(pending) > most or pending[0].done()):
+                # In order, what is behind the oldest waits for it, so that it stays bounded.
+                awaited = pending[:1] if stream.ordered else pending
+                for future in wait(awaited, return_when=FIRST_COMPLETED).done:
+                    pending.remove(future)
+                    stream.put(*future.result())
+                yield from stream.due()
 
-def _spec_of(info: tfs_pb2.TensorInfo) -> TensorSpec:
-    shape = info.tensor_shape
-    sizes = None if shape.unknown_rank else tuple(dim.size for dim in shape.dim)
-    return TensorSpec(_tensors.dtype_name(info.dtype), sizes)
+        pool = ThreadPoolExecutor(self._in_flight, thread_name_prefix="tfs-client")
+        try:
+            for batch in itertools.chain(head, coming):
+                pending.append(pool.submit(send, batch))
+                yield from results(self._in_flight - 1)
+            yield from results(0)
+            yield from stream.due()
+        finally:
+            pool.shutdown(cancel_futures=True)

@@ -1,22 +1,37 @@
-"""Images as people have them -> the tensors of a request."""
+"""Images as people have them -> the tensors of requests."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Union
+from typing import TYPE_CHECKING, Any, BinaryIO, Union
 
 import numpy as np
 
-from tfs_client import _tensors, tfs_pb2
+from tfs_client import _tensors
 from tfs_client._errors import InvalidImageError
+from tfs_client._wire import Tensor
+
+if TYPE_CHECKING:
+    import PIL.Image
 
 Image = Union[
-    str, "os.PathLike[str]", bytes, bytearray, memoryview, "np.ndarray[Any, np.dtype[np.uint8]]"
+    str,
+    "os.PathLike[str]",
+    bytes,
+    bytearray,
+    memoryview,
+    BinaryIO,
+    "PIL.Image.Image",
+    "np.ndarray[Any, np.dtype[np.uint8]]",
 ]
-"""A file's path, an encoded image (JPEG, PNG, GIF or BMP), or uint8 pixels [H,W,3]."""
+"""A file's path, an encoded image (JPEG, PNG, GIF or BMP) or an open file of one, a Pillow image,
+or uint8 pixels [H,W,3]."""
+
+REACH = 4  # batches: how far behind the newest image the oldest that still waits may lie
 
 
 @dataclass(frozen=True)
@@ -38,57 +53,123 @@ class Prepared:
         """Images of one kind fit in one request: the shape of pixels, () for encoded images."""
         return () if isinstance(self.content, bytes) else self.content.shape
 
+    @property
+    def size(self) -> int:
+        """Bytes that it adds to a request."""
+        return len(self.content) if isinstance(self.content, bytes) else self.content.nbytes
 
-def is_single(images: Image | Iterable[Image]) -> bool:
+
+def is_single(images: Any) -> bool:
     """Whether this is one image rather than several; pixels [N,H,W,3] are several."""
     if isinstance(images, np.ndarray):
         return images.ndim < 4
-    return isinstance(images, (str, bytes, bytearray, memoryview, os.PathLike))
+    one = (str, bytes, bytearray, memoryview, os.PathLike)
+    return isinstance(images, one) or hasattr(images, "read") or _is_pillow(images)
 
 
-def prepare(position: int, image: Image) -> Prepared:
+def _is_pillow(image: Any) -> bool:
+    pillow = sys.modules.get("PIL.Image")  # whoever has such an image has loaded it
+    return pillow is not None and isinstance(image, pillow.Image)
+
+
+def prepare(position: int, image: Any) -> Prepared:
     """Read and check one image.
 
     Raises:
         InvalidImageError: no such file, or pixels of another dtype or shape.
     """
+    unnamed = f"image {position}"
     if isinstance(image, (bytes, bytearray, memoryview)):
-        return Prepared(position, f"image {position}", bytes(image))
+        return Prepared(position, unnamed, bytes(image))
     if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
-            raise InvalidImageError(
-                f"image {position}",
-                f"pixels must be uint8 [height, width, 3], not {image.dtype} {list(image.shape)}",
-            )
-        return Prepared(position, f"image {position}", image)
+        return Prepared(position, unnamed, _pixels(position, image))
+    if _is_pillow(image):
+        name = getattr(image, "filename", "") or unnamed
+        try:
+            return Prepared(position, name, np.asarray(image.convert("RGB")))
+        except OSError as error:  # Pillow reads when it must
+            raise InvalidImageError(name, f"cannot be read: {error}", position) from error
+    if hasattr(image, "read"):
+        return _from_file(position, image)
     if not isinstance(image, (str, os.PathLike)):
         raise InvalidImageError(
-            f"image {position}", f"is a {type(image).__name__}, not a path, bytes or an array"
+            unnamed, f"is a {type(image).__name__}, not a path, bytes or an array", position
         )
     name = os.fspath(image)
     if not name:
-        raise InvalidImageError(f"image {position}", "has an empty path")
+        raise InvalidImageError(unnamed, "has an empty path", position)
     try:
         return Prepared(position, name, Path(name).read_bytes())
-    except OSError as error:
-        raise InvalidImageError(name, f"cannot be read: {error.strerror}") from error
+    except (OSError, ValueError) as error:  # a path with a null character is a ValueError
+        reason = getattr(error, "strerror", None) or error
+        raise InvalidImageError(name, f"cannot be read: {reason}", position) from error
 
 
-def batches(images: Iterable[Prepared], size: int) -> Iterator[list[Prepared]]:
-    """Group images that fit in one request, at most `size` to a group."""
-    open_batches: dict[tuple[int, ...], list[Prepared]] = {}
-    for image in images:
-        batch = open_batches.setdefault(image.kind, [])
-        batch.append(image)
-        if len(batch) == size:
-            yield open_batches.pop(image.kind)
-    yield from open_batches.values()
+def _pixels(position: int, image: _tensors.Array) -> _tensors.Array:
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+        raise InvalidImageError(
+            f"image {position}",
+            f"pixels must be uint8 [height, width, 3], not {image.dtype} {list(image.shape)}",
+            position,
+        )
+    return image
 
 
-def to_input(batch: list[Prepared]) -> tuple[str, str, tfs_pb2.TensorProto]:
+def _from_file(position: int, file: BinaryIO) -> Prepared:
+    name = getattr(file, "name", None)
+    name = name if isinstance(name, str) else f"image {position}"
+    try:
+        content = file.read()
+    except (OSError, ValueError) as error:
+        raise InvalidImageError(name, f"cannot be read: {error}", position) from error
+    if not isinstance(content, bytes):
+        raise InvalidImageError(name, "is open as text: open it in mode 'rb'", position)
+    return Prepared(position, name, content)
+
+
+def undecodable(image: Prepared) -> InvalidImageError:
+    """The error of an image whose row the server marks as not valid."""
+    return InvalidImageError(image.name, "is not a JPEG, PNG, GIF or BMP image", image.position)
+
+
+class Grouping:
+    """Images -> groups that fit in one request.
+
+    Args:
+        most: images in a group.
+        most_bytes: of a group, unless one image alone has more.
+    """
+
+    def __init__(self, most: int, most_bytes: int) -> None:
+        self._most = most
+        self._most_bytes = most_bytes
+        self._waiting: dict[tuple[int, ...], list[Prepared]] = {}  # in the order of their first
+
+    def add(self, image: Prepared) -> Iterator[list[Prepared]]:
+        """Take one more image; yields the groups that are now complete."""
+        kind, waiting = image.kind, self._waiting
+        before = sum(other.size for other in waiting.get(kind, ()))
+        if before and before + image.size > self._most_bytes:
+            yield waiting.pop(kind)
+        group = waiting.setdefault(kind, [])
+        group.append(image)
+        if len(group) == self._most:
+            yield waiting.pop(kind)
+        if waiting:
+            oldest = next(iter(waiting.values()))[0]
+            if image.position - oldest.position >= REACH * self._most:
+                yield waiting.pop(oldest.kind)
+
+    def rest(self) -> Iterator[list[Prepared]]:
+        """The groups that are not full."""
+        yield from self._waiting.values()
+
+
+def to_input(batch: list[Prepared]) -> tuple[str, str, Tensor]:
     """A group as (signature, input name, tensor)."""
     encoded = [image.content for image in batch if isinstance(image.content, bytes)]
     if encoded:
-        return "serving_default", "image_bytes", _tensors.strings_to_proto(encoded)
-    pixels = np.stack([image.content for image in batch])
-    return "predict_images", "images", _tensors.to_proto(pixels)
+        return "serving_default", "image_bytes", _tensors.strings(encoded, (len(encoded),))
+    pixels = [image.content for image in batch if not isinstance(image.content, bytes)]
+    shape = (len(pixels), *pixels[0].shape)
+    return "predict_images", "images", _tensors.numbers(pixels[0].dtype, shape, pixels)

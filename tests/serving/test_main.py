@@ -1,5 +1,6 @@
 """The server as a process: flags, mistakes, signals."""
 
+import contextlib
 import json
 import shutil
 import signal
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
@@ -68,11 +70,16 @@ def test_an_address_in_use_is_said_before_models_are_loaded(command, models):
     assert len(done.stderr.splitlines()) == 1
 
 
-def start(*flags: object) -> subprocess.Popen[str]:
-    return subprocess.Popen(
+@contextlib.contextmanager
+def start(*flags: object) -> Iterator[subprocess.Popen[str]]:
+    with subprocess.Popen(
         [sys.executable, "-m", "serving", *map(str, flags)],
         cwd=ROOT, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+    ) as server:  # fmt: skip
+        try:
+            yield server
+        finally:
+            server.kill()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
