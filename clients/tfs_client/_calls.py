@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar
 
-import numpy as np
 from google.protobuf import text_format
 from numpy.typing import ArrayLike
 
@@ -210,7 +209,7 @@ def _input(examples: Iterable[Example]) -> tfs_pb2.Input:
 
 
 def _feature(name: str, value: Any) -> tfs_pb2.Feature:
-    array = np.asarray(value)
+    array = _tensors.plain_array(value)
     values = array.reshape(-1).tolist()
     if array.dtype.kind in "SUO" and all(isinstance(item, (str, bytes)) for item in values):
         encoded = [item.encode() if isinstance(item, str) else item for item in values]

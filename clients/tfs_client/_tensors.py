@@ -66,7 +66,7 @@ def as_array(value: ArrayLike) -> Array:
         ValueError: it is ragged.
     """
     ours = not isinstance(value, (np.ndarray, np.generic))
-    array: Array = np.asarray(value)
+    array = plain_array(value)
     if array.dtype.kind in "SUO":
         return _as_bytes(array)
     if ours and array.dtype == np.float64:
@@ -76,6 +76,17 @@ def as_array(value: ArrayLike) -> Array:
     if array.dtype.name not in _KINDS:
         raise TypeError(f"an array of dtype {array.dtype} cannot be sent")
     return array
+
+
+def plain_array(value: ArrayLike) -> Array:
+    """As numpy has it, but with strings as they are: numpy's own lose their last zero bytes."""
+    if not isinstance(value, np.ndarray):
+        try:
+            array: Array = np.asarray(value)
+        except UnicodeDecodeError:  # bytes beside text
+            return np.asarray(value, object)
+        return np.asarray(value, object) if array.dtype.kind in "SU" else array
+    return value
 
 
 def _as_bytes(array: Array) -> Array:

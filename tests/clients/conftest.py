@@ -20,8 +20,8 @@ class Blocking:
     """An AsyncClient whose methods wait, so that one test serves both."""
 
     def __init__(self, *arguments: Any, **settings: Any) -> None:
-        self.loop = asyncio.new_event_loop()
         self.client = AsyncClient(*arguments, **settings)
+        self.loop = asyncio.new_event_loop()
 
     def wait(self, coroutine: Any) -> Any:
         return self.loop.run_until_complete(asyncio.wait_for(coroutine, SECONDS))

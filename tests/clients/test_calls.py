@@ -171,7 +171,7 @@ def test_answers_may_come_as_they_come(connect, server):
     images = [str(i).encode() for i in range(20)]
     answers = list(client.classify_iter(images, ordered=False))
     assert sorted(a.position for a in answers) == list(range(20))
-    assert answers[0].position != 0
+    assert [a.position for a in answers] != list(range(20))  # one of the first two is late
     assert all(a.label == str(a.position) for a in answers)
     assert [a.position for a in client.classify_iter(images)] == list(range(20))
 
@@ -231,13 +231,13 @@ def test_arrays_of_any_layout(connect, server):
 
 def test_what_people_write_becomes_tensors(connect, server):
     client = connect(server.address)
-    given = {"f": [1.5, 2], "i": 3, "l": 2**40, "b": [True], "s": "ä", "t": [["a"], [b"\xff"]]}
+    given = {"f": [1.5, 2], "i": 3, "l": 2**40, "b": [True], "s": "ä", "t": [["a"], [b"\xff\0"]]}
     answer = client.predict(given, signature="echo", outputs=["f", "i", "l", "b", "s", "t"])
     assert {k: v.dtype.name for k, v in answer.outputs.items()} == {
         "f": "float32", "i": "int32", "l": "int64", "b": "bool", "s": "object", "t": "object",
     }  # fmt: skip
     assert answer["s"].item() == "ä".encode()
-    assert answer["t"].tolist() == [[b"a"], [b"\xff"]]
+    assert answer["t"].tolist() == [[b"a"], [b"\xff\0"]]
     assert (answer.model, answer.version) == ("googlenet", 7)
     assert set(client.predict(given, outputs=["f"]).outputs) == {"f"}
     with pytest.raises(TypeError, match="input 'x': .*dict"):
@@ -424,7 +424,7 @@ def test_every_call_has_a_deadline(connect, server):
     client.status(timeout=Timeout(request=5, total=50))
     client.status(timeout=7)
     left = [request.seconds_left for request in server.requests]
-    assert all(limit - 1 < x <= limit for x, limit in zip(left, (30, 5, 7), strict=True))
+    assert all(abs(limit - x) < 1 for x, limit in zip(left, (30, 5, 7), strict=True))
 
 
 def test_paths_of_files_are_what_errors_name(connect, server, tmp_path):
