@@ -197,7 +197,7 @@ class AsyncClient(BaseClient):
             try:
                 return call.read(await send(call, scope, attempts, left))
             except grpc.aio.AioRpcError as error:
-                delay = attempts.delay(error.code(), error.details() or "")
+                delay = self._delay(attempts, error)
                 if delay is None:
                     raise self._error(call, attempts, error) from error
                 await asyncio.sleep(delay)

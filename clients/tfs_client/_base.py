@@ -209,6 +209,10 @@ class BaseClient:
             seconds = time.monotonic() - sent.started
             self._hooks.on_response(ResponseEvent(sent.event, seconds, code, details))
 
+    def _delay(self, attempts: Attempts, status: Any) -> float | None:
+        """Seconds to wait before the next attempt; None where there is none."""
+        return None if self._closed else attempts.delay(status.code(), status.details() or "")
+
     def _error(self, call: Call[Any], attempts: Attempts, status: Any) -> ServerError:
         return _errors.server_error(
             status.code(), status.details() or "", self.address, call.asked, attempts.made

@@ -239,7 +239,7 @@ class Client(BaseClient):
             try:
                 return call.read(send(call, scope, attempts, left))
             except grpc.RpcError as error:  # what a call raises is a Call too
-                delay = attempts.delay(error.code(), error.details() or "")
+                delay = self._delay(attempts, error)
                 if delay is None:
                     raise self._error(call, attempts, error) from error
                 time.sleep(delay)

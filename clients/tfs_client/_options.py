@@ -85,7 +85,8 @@ class Retry:
         first_delay: seconds before the second attempt at the most; they double from one to the
             next. The delay is drawn between 0 and that, so that callers do not come back together.
         max_delay: the most that they grow to.
-        codes: status codes after which another attempt is made.
+        codes: status codes after which another attempt is made. CANCELLED is what a server sends
+            whose time to drain is over; a caller that cancels gets no answer at all.
         budget: retries and hedges for each request, in the long run: 0.2 adds a fifth to a failing
             server's load at the most. A hundred are saved up for bursts.
     """
@@ -94,7 +95,13 @@ class Retry:
     first_delay: float = 0.05
     max_delay: float = 1.0
     codes: frozenset[grpc.StatusCode] = field(
-        default=frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED})
+        default=frozenset(
+            {
+                grpc.StatusCode.UNAVAILABLE,
+                grpc.StatusCode.RESOURCE_EXHAUSTED,
+                grpc.StatusCode.CANCELLED,
+            }
+        )
     )
     budget: float = 0.2
 

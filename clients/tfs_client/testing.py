@@ -51,12 +51,14 @@ class Request:
         message: as it came; `testing.tfs_pb2` has its type.
         metadata: what came with it.
         seconds_left: to the caller's deadline; None for none.
+        peer: gRPC's name of the caller's end of the connection.
     """
 
     method: str
     message: Any
     metadata: dict[str, str | bytes]
     seconds_left: float | None
+    peer: str
 
 
 @dataclass
@@ -82,8 +84,10 @@ class FakeServer:
         model: the name of its one model.
         versions: that are available; the highest answers.
         labels: version labels.
+        host: name or address to listen on.
         port: to listen on; 0 for a free one.
         credentials: TLS; None for plain text.
+        options: gRPC's own, such as `grpc.max_connection_age_ms`.
         threads: requests answered at a time.
         requests: all that came so far, the failed ones included.
     """
@@ -94,8 +98,10 @@ class FakeServer:
     model: str = "googlenet"
     versions: Sequence[int] = (1,)
     labels: Mapping[str, int] = field(default_factory=dict)
+    host: str = "localhost"
     port: int = 0
     credentials: grpc.ServerCredentials | None = None
+    options: Sequence[tuple[str, Any]] = ()
     threads: int = 64
     requests: list[Request] = field(default_factory=list)
     _faults: list[_Fault] = field(default_factory=list)
@@ -105,7 +111,7 @@ class FakeServer:
     @property
     def address(self) -> str:
         """For a client."""
-        return f"localhost:{self.port}"
+        return f"{self.host}:{self.port}"
 
     def __enter__(self) -> FakeServer:
         self.start()
@@ -122,14 +128,18 @@ class FakeServer:
     def start(self) -> None:
         """Listen; again after `stop`, on the same port."""
         pool = futures.ThreadPoolExecutor(self.threads, thread_name_prefix="fake-server")
-        options = (("grpc.max_receive_message_length", -1), ("grpc.so_reuseport", 0))
+        options = (
+            *self.options,
+            ("grpc.max_receive_message_length", -1),
+            ("grpc.so_reuseport", 0),
+        )
         self._server = grpc.server(pool, options=options)
         for service, methods in self._services().items():
             handlers = {name: self._handler(name, *method) for name, method in methods.items()}
             self._server.add_generic_rpc_handlers(
                 (grpc.method_handlers_generic_handler(service, handlers),)
             )
-        address = f"localhost:{self.port}"
+        address = f"{self.host}:{self.port}"
         if self.credentials:
             self.port = self._server.add_secure_port(address, self.credentials)
         else:
@@ -180,7 +190,9 @@ class FakeServer:
     ) -> grpc.RpcMethodHandler[Any, Any]:
         def handle(request: Any, context: grpc.ServicerContext) -> Any:
             metadata = dict(context.invocation_metadata())
-            fault = self._arrived(Request(name, request, metadata, context.time_remaining()))
+            fault = self._arrived(
+                Request(name, request, metadata, context.time_remaining(), context.peer())
+            )
             if fault:
                 time.sleep(fault.delay)
                 if fault.code:
