@@ -42,6 +42,8 @@ _KINDS = {
     "float8_e4m3fn": _Kind(tfs_pb2.DT_FLOAT8_E4M3FN, "float8_val"),
 }
 _NAMES = {kind.number: name for name, kind in _KINDS.items()}
+# What make_tensor_proto does not pack either, besides single values.
+_NEVER_PACKED = frozenset({"bool", "complex64", "complex128"})
 _FROM_ML_DTYPES = frozenset({"bfloat16", "float8_e5m2", "float8_e4m3fn"})
 
 
@@ -104,21 +106,20 @@ def to_tensor(array: Array) -> Tensor:
         return strings(array.reshape(-1).tolist(), array.shape)
     if array.dtype.byteorder == ">":
         array = array.astype(array.dtype.newbyteorder("<"))
-    if array.size > 1:
+    if array.size > 1 and array.dtype.name not in _NEVER_PACKED:
         return numbers(array.dtype, array.shape, [array])
-    # As make_tensor_proto has it: one value is not packed, and none is nowhere.
     proto = _proto(array.dtype.name, array.shape)
     if array.size:
-        kind = _KINDS[array.dtype.name]
-        if kind.field == "float8_val":
+        field = _KINDS[array.dtype.name].field
+        if field == "float8_val":
             proto.float8_val = array.tobytes()
         else:
-            getattr(proto, kind.field).extend(_plain(array, kind.field))
+            getattr(proto, field).extend(_plain(array, field))
     return Tensor(proto)
 
 
 def _plain(array: Array, field: str) -> list[Any]:
-    """The one value, as the field for values of its dtype holds it."""
+    """The values, as the field for those of their dtype holds them."""
     flat = array.reshape(-1)
     if field == "half_val":  # as bit patterns
         flat = flat.view(np.uint16)

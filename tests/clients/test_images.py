@@ -30,28 +30,29 @@ def test_one_image_is_told_from_several(images, single):
 def test_images_of_one_kind_share_a_request():
     images = [b"a", pixels(2, 3), b"b", pixels(4, 4), pixels(2, 3), b"c"]
     prepared = [_images.prepare(i, image) for i, image in enumerate(images)]
-    groups = [[image.position for image in batch] for batch in _images.batches(prepared, 2)]
-    assert sorted(groups) == [[0, 2], [1, 4], [3], [5]]
+    grouping = _images.Grouping(2, 1000)
+    groups = [[i.position for i in batch] for image in prepared for batch in grouping.add(image)]
+    assert groups == [[0, 2], [1, 4]]
+    assert [[image.position for image in batch] for batch in grouping.rest()] == [[3], [5]]
 
 
-def test_a_full_group_goes_before_more_images_are_asked_for():
-    def endless():
-        for i in range(1000):
-            asked.append(i)
-            yield _images.prepare(i, b"x")
-
-    asked: list[int] = []
-    next(_images.batches(endless(), 4))
-    assert asked == [0, 1, 2, 3]
+def test_a_group_that_would_be_too_large_goes_first():
+    grouping = _images.Grouping(9, 10)
+    groups = [
+        [len(image.content) for image in batch]
+        for i, size in enumerate((4, 6, 1, 99, 2))
+        for batch in grouping.add(_images.prepare(i, b"x" * size))
+    ]
+    assert groups == [[4, 6], [1], [99]]
 
 
 def test_requests_name_the_signature_and_input():
     encoded = _images.to_input([_images.prepare(0, b"a"), _images.prepare(1, b"b")])
     assert encoded[:2] == ("serving_default", "image_bytes")
-    assert list(encoded[2].string_val) == [b"a", b"b"]
+    assert list(encoded[2].proto.string_val) == [b"a", b"b"]
     signature, name, tensor = _images.to_input([_images.prepare(0, pixels(2, 3))])
     assert (signature, name) == ("predict_images", "images")
-    assert [dim.size for dim in tensor.tensor_shape.dim] == [1, 2, 3, 3]
+    assert [dim.size for dim in tensor.proto.tensor_shape.dim] == [1, 2, 3, 3]
 
 
 @pytest.mark.parametrize(
