@@ -28,7 +28,7 @@ from tfs_client._base import DEFAULT_MODEL
 from tfs_client._channels import DEFAULT_ADDRESS
 from tfs_client._client import Client
 from tfs_client._commands import UsageError
-from tfs_client._errors import InvalidImageError, TFSError
+from tfs_client._errors import InvalidImageError, NotReadyError, ServerError, TFSError
 from tfs_client._options import MAX_SECONDS, TLS, Timeout
 
 TOKEN = "TFS_TOKEN"
@@ -63,7 +63,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _exit_code(error: TFSError) -> int:
     if isinstance(error, InvalidImageError):
         return BAD_IMAGE
-    return USAGE if isinstance(error, UsageError) else SERVER
+    return SERVER if isinstance(error, (ServerError, NotReadyError)) else USAGE
 
 
 def _client(options: argparse.Namespace) -> Client:
@@ -79,8 +79,6 @@ def _client(options: argparse.Namespace) -> Client:
             token=os.environ.get(TOKEN),
         )
     except ValueError as error:
-        raise UsageError(str(error)) from error
-    except TFSError as error:
         raise UsageError(str(error)) from error
 
 

@@ -31,6 +31,7 @@ Image = Union[
 """A file's path, an encoded image (JPEG, PNG, GIF or BMP) or an open file of one, a Pillow image,
 or uint8 pixels [H,W,3]."""
 
+NO_IMAGE = "is not a JPEG, PNG, GIF or BMP image"
 REACH = 4  # batches: how far behind the newest image the oldest that still waits may lie
 
 
@@ -129,7 +130,7 @@ def _from_file(position: int, file: BinaryIO) -> Prepared:
 
 def undecodable(image: Prepared) -> InvalidImageError:
     """The error of an image whose row the server marks as not valid."""
-    return InvalidImageError(image.name, "is not a JPEG, PNG, GIF or BMP image", image.position)
+    return InvalidImageError(image.name, NO_IMAGE, image.position)
 
 
 class Grouping:

@@ -43,7 +43,7 @@ _KINDS = {
 }
 _NAMES = {kind.number: name for name, kind in _KINDS.items()}
 # What make_tensor_proto does not pack either, besides single values.
-_NEVER_PACKED = frozenset({"bool", "complex64", "complex128"})
+_NEVER_PACKED = frozenset({"bool", "uint16", "complex64", "complex128"})
 _FROM_ML_DTYPES = frozenset({"bfloat16", "float8_e5m2", "float8_e4m3fn"})
 
 

@@ -241,7 +241,7 @@ def test_what_people_write_becomes_tensors(connect, server):
     assert answer["t"].tolist() == [[b"a"], [b"\xff\0"]]
     assert (answer.model, answer.version) == ("googlenet", 7)
     assert set(client.predict(given, outputs=["f"]).outputs) == {"f"}
-    with pytest.raises(TypeError, match="input 'x': .*dict"):
+    with pytest.raises(TypeError, match=r"input 'x': .*dict"):
         client.predict({"x": {}})
     with pytest.raises(ValueError, match="input 'x'"):
         client.predict({"x": [[1], [2, 3]]})

@@ -1,7 +1,6 @@
-"""The client against a real server with a real model."""
+"""The client against a real server with a real model; test_calls.py has the rest."""
 
 import json
-import time
 
 import grpc
 import numpy as np
@@ -13,12 +12,9 @@ from tfs_client import (
     InvalidImageError,
     NotFoundError,
     TensorSpec,
-    TFSError,
-    UnavailableError,
     VersionStatus,
 )
 
-from pipeline import local_server
 from tests.conftest import COLOURS, colour_image
 
 
@@ -60,12 +56,6 @@ def test_a_batch_of_pixels_is_several_images(client):
     assert answers[1].label == client.classify(batch[1]).label
 
 
-def test_more_images_than_a_request_holds(client, images):
-    with Client(client.address, batch_size=4) as small:
-        answers = small.classify(images * 7)
-    assert [a.label for a in answers] == [a.label for a in client.classify(images)] * 7
-
-
 def test_bad_images_raise_or_are_returned_in_their_places(client, images, tmp_path):
     junk = tmp_path / "junk.txt"
     junk.write_text("not an image")
@@ -84,7 +74,7 @@ def test_bad_images_raise_or_are_returned_in_their_places(client, images, tmp_pa
 
 def test_status_and_metadata(client):
     assert client.status() == [VersionStatus(1, "AVAILABLE", "")]
-    metadata = client.metadata()
+    metadata = client.metadata().signatures
     assert set(metadata) == {"serving_default", "predict_images", "classify", "embed"}
     assert metadata["classify"].method == "tensorflow/serving/classify"
     assert metadata["predict_images"].inputs == {"images": TensorSpec("uint8", (-1, -1, -1, 3))}
@@ -102,16 +92,6 @@ def test_a_missing_model_or_version_is_typed(client, images):
         client.classify(images[0], version=99)
 
 
-def test_no_server_is_typed_and_says_what_to_do(images):
-    with Client(f"localhost:{local_server.free_port()}", timeout=5) as nobody:
-        with pytest.raises(UnavailableError, match="is the server running"):
-            nobody.classify(images[0])
-        started = time.monotonic()
-        with pytest.raises(TFSError, match=r"not available in 0\.5 s"):
-            nobody.wait_until_ready(timeout=0.5)
-        assert time.monotonic() - started < 3
-
-
 def test_served_answers_are_the_offline_ones(client, data, run):
     from pipeline import samples
 
@@ -119,32 +99,3 @@ def test_served_answers_are_the_offline_ones(client, data, run):
     served = [sorted(COLOURS).index(answer.label) for answer in client.classify(encoded)]
     assert served == np.load(run.predictions).tolist()
     assert json.loads(run.evaluation.read_text())["images"] == len(served)
-
-
-def test_a_closed_client_says_so(client):
-    closed = Client(client.address)
-    closed.close()
-    with pytest.raises(TFSError, match="this client is closed"):
-        closed.status()
-
-
-@pytest.mark.parametrize(
-    "address", ["", "localhost", "localhost:", ":8500", "localhost:99999", "a:b"]
-)
-def test_an_address_that_is_none_is_named(address):
-    with pytest.raises(TFSError, match=f"address '{address}' is not host:port"):
-        Client(address)
-
-
-def test_no_size_of_a_batch_below_one():
-    with pytest.raises(ValueError, match="batch_size is 0"):
-        Client(batch_size=0)
-
-
-def test_an_iterator_that_raises_raises_through(client, images):
-    def broken():
-        yield images[0]
-        raise RuntimeError("no more")
-
-    with pytest.raises(RuntimeError, match="no more"):
-        client.classify(broken())

@@ -1,17 +1,24 @@
 """The `tfs` command."""
 
+import csv
+import io
+import json
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 import tensorflow as tf
-from tfs_client import Client
+from tfs_client import Client, _images
 from tfs_client.__main__ import main
+from tfs_client.testing import FakeServer
 
 from pipeline import local_server
 from tests.conftest import colour_image
@@ -31,12 +38,12 @@ def test_classify_prints_a_line_an_image(client, image, capsys):
     assert lines[0].startswith(f"{image}  {client.classify(image).label} ")
 
 
-def test_a_bad_image_gets_a_line_and_exit_code_2_and_the_others_answers(
+def test_a_bad_image_gets_a_line_and_exit_code_1_and_the_others_answers(
     client, image, tmp_path, capsys
 ):
     junk = tmp_path / "junk.jpg"
     junk.write_bytes(b"junk")
-    assert main(["classify", "--address", client.address, str(junk), image]) == 2
+    assert main(["classify", "--address", client.address, str(junk), image]) == 1
     captured = capsys.readouterr()
     assert captured.err == f"tfs: error: {junk}: is not a JPEG, PNG, GIF or BMP image\n"
     assert captured.out.startswith(image)
@@ -51,7 +58,7 @@ def test_status_and_metadata(client, capsys):
 
 def test_no_server_is_one_line(image, capsys):
     address = f"localhost:{local_server.free_port()}"
-    assert main(["classify", "--address", address, image]) == 2
+    assert main(["classify", "--address", address, image]) == 3
     error = capsys.readouterr().err
     assert error.startswith(f"tfs: error: {address}, model googlenet: ")
     assert len(error.splitlines()) == 1
@@ -91,12 +98,12 @@ def test_bench_names_a_bad_image_and_fails_when_calls_do(image, models, tmp_path
     junk.write_bytes(b"junk")
     with local_server.serving(models) as client:
         bench = ["bench", "--address", client.address, "--concurrency", "2"]
-        assert main([*bench, image, str(junk)]) == 2
+        assert main([*bench, image, str(junk)]) == 1
         assert (
             capsys.readouterr().err == f"tfs: error: {junk}: is not a JPEG, PNG, GIF or BMP image\n"
         )
         threading.Timer(2, stop_server, [client]).start()
-        assert main([*bench, "--seconds", "5", image]) == 2
+        assert main([*bench, "--seconds", "5", image]) == 1
     assert "is the server running" in capsys.readouterr().out
 
 
@@ -119,4 +126,159 @@ def test_ctrl_c_ends_the_bench_without_a_traceback(client, image):
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=20)
     assert process.returncode == 130
+    assert errors == ""
+
+
+@pytest.fixture
+def server() -> Iterator[FakeServer]:
+    def named(image):
+        return None if image == b"junk" else [(image.decode(), 0.9), ("other", 0.1)]
+
+    with FakeServer(named, versions=(1, 2), labels={"stable": 1}) as started:
+        yield started
+
+
+@pytest.fixture
+def photos(tmp_path) -> Path:
+    """A folder with images, in it and below it, and another file."""
+    folder = tmp_path / "photos"
+    (folder / "more").mkdir(parents=True)
+    for name in ("b.png", "a.JPG", "more/c.gif", "notes.txt"):
+        (folder / name).write_bytes(name.encode())
+    return folder
+
+
+def run(server: FakeServer, command: str, *arguments: object) -> int:
+    return main([command, "--address", server.address, *map(str, arguments)])
+
+
+def test_folders_and_patterns_are_searched(server, photos, capsys):
+    assert run(server, "classify", photos) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == [
+        str(photos / name) for name in ("a.JPG", "b.png", "more/c.gif")
+    ]
+    assert run(server, "classify", f"{photos}/**/*.gif", photos / "b.png") == 0
+    assert [line.split()[1] for line in capsys.readouterr().out.splitlines()] == [
+        "more/c.gif",
+        "b.png",
+    ]
+    for nothing in (f"{photos}/*.bmp", photos.parent / "empty"):
+        (photos.parent / "empty").mkdir(exist_ok=True)
+        assert run(server, "classify", nothing) == 2
+        assert str(nothing) in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", [b"{0}/b.png\n{0}/a.JPG\n", b"\x89PNG..."])
+def test_standard_input_is_a_list_of_files_or_an_image(
+    server, photos, content, capsys, monkeypatch
+):
+    server.classify = lambda _: [("x", 1.0)]
+    given = content.replace(b"{0}", str(photos).encode())
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(given)))
+    assert run(server, "classify", "-") == 0
+    names = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    assert names == ([str(photos / "b.png"), str(photos / "a.JPG")] if b"{" in content else ["-"])
+
+
+def test_answers_as_json_lines_and_csv(server, photos, capsys):
+    (photos / "b.png").write_bytes(b"junk")
+    (photos / "more" / "c.gif").unlink()
+    assert run(server, "classify", "--format", "jsonl", "--version-label", "stable", photos) == 1
+    first, second = map(json.loads, capsys.readouterr().out.splitlines())
+    assert first["image"] == str(photos / "a.JPG")
+    assert [label["name"] for label in first["labels"]] == ["a.JPG", "other"]
+    assert first["labels"][0]["score"] == pytest.approx(0.9)
+    assert (first["model"], first["version"]) == ("googlenet", 1)
+    assert second == {"image": str(photos / "b.png"), "error": _images.NO_IMAGE}
+    assert run(server, "classify", "--format", "csv", "--top", "1", photos) == 1
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert [(row["rank"], row["label"], row["error"]) for row in rows] == [
+        ("1", "a.JPG", ""),
+        ("", "", _images.NO_IMAGE),
+    ]
+
+
+def test_predict_takes_json_arrays_and_files(client, image, server, tmp_path, capsys):
+    pixels = np.full((1, 20, 20, 3), 200, np.uint8)
+    np.save(tmp_path / "pixels.npy", pixels)
+    address = ["--address", client.address]
+    arguments = ["--signature", "predict_images", f"images=@{tmp_path / 'pixels.npy'}"]
+    assert main(["predict", *address, *arguments]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["outputs"]["classes"][0][0] == client.classify(pixels[0]).label
+    assert main(["predict", *address, f"image_bytes=@{image}"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["outputs"]["classes"][0][0] == client.classify(image).label
+    arguments[-1] = f"images={pixels.tolist()}"
+    assert main(["predict", *address, *arguments]) == 0
+    for bad, words in (
+        ("images=[[[[300]]]]", "input images: has values that uint8 cannot hold"),
+        ("images=[1.5]", "uint8 cannot hold"),
+        ('images=["a"]', "is text where uint8 is asked for"),
+        ("images=[", "is not JSON"),
+        ("images=@/no/such.npy", "No such file"),
+        ("nope=[1]", "no input 'nope': there are images"),
+        ("images", "'images' is not NAME=VALUE"),
+    ):
+        arguments[-1] = bad
+        assert main(["predict", *address, *arguments]) == 2
+        error = capsys.readouterr().err
+        assert words in error
+        assert len(error.splitlines()) == 1
+    assert main(["predict", *address, "--signature", "nope", "x=1"]) == 2
+    assert "no signature 'nope': there are classify, embed" in capsys.readouterr().err
+
+
+def test_bytes_in_answers_are_as_in_rest(server, capsys):
+    server.predict = lambda *_: {"y": np.array([b"text", b"\xff"], object), "z": 1.5}
+    assert run(server, "predict", 'image_bytes=["a"]') == 0
+    assert json.loads(capsys.readouterr().out) == {
+        "outputs": {"y": ["text", {"b64": "/w=="}], "z": 1.5}, "model": "googlenet", "version": 2
+    }  # fmt: skip
+
+
+def test_wait_and_reload(server, tmp_path, capsys):
+    assert run(server, "wait") == 0
+    assert capsys.readouterr().out == "2\n"
+    assert run(server, "wait", "--version", 3, "--timeout", 0.3) == 3
+    assert "not available in 0.3 s" in capsys.readouterr().err
+    config = tmp_path / "models.config"
+    config.write_text('model_config_list { config { name: "m" base_path: "/m" } }')
+    assert run(server, "reload", config) == 0
+    assert server.requests[-1].method == "HandleReloadConfigRequest"
+    config.write_text("nonsense")
+    assert run(server, "reload", config) == 2
+    assert run(server, "reload", tmp_path / "missing") == 2
+    assert "cannot be read" in capsys.readouterr().err
+
+
+def test_a_token_comes_from_the_environment_and_not_in_the_clear(server, monkeypatch, capsys):
+    monkeypatch.setenv("TFS_TOKEN", "s3cret")
+    assert run(server, "status") == 2
+    error = capsys.readouterr().err
+    assert "in the clear" in error
+    assert "s3cret" not in error
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "tcsh"])
+def test_completion_knows_the_commands(shell, capsys):
+    assert main(["completion", shell]) == 0
+    script = capsys.readouterr().out
+    assert "version-label" in script
+    assert "classify" in script
+    if shell == "bash":
+        subprocess.run(["bash", "-n"], input=script, text=True, check=True, timeout=20)
+
+
+def test_a_reader_that_has_had_enough_is_no_error(server, photos):
+    images = [str(photos / "b.png")] * 3000
+    command = [sys.executable, "-m", "tfs_client", "classify", "--address", server.address]
+    with subprocess.Popen(
+        [*command, *images], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        process.stdout.readline()
+        process.stdout.close()
+        errors = process.stderr.read()
+        assert process.wait(60) == 0
     assert errors == ""

@@ -6,15 +6,22 @@ from pathlib import Path
 
 import pytest
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from tensorflow.core.example import example_pb2, feature_pb2
 from tensorflow.core.framework import tensor_pb2, tensor_shape_pb2, types_pb2
 from tensorflow.core.protobuf import meta_graph_pb2
 from tensorflow_serving.apis import (
+    classification_pb2,
     get_model_metadata_pb2,
     get_model_status_pb2,
+    inference_pb2,
+    input_pb2,
+    model_management_pb2,
     model_pb2,
     predict_pb2,
+    regression_pb2,
     status_pb2,
 )
+from tensorflow_serving.config import file_system_storage_path_source_pb2, model_server_config_pb2
 from tfs_client import tfs_pb2
 
 from tests.conftest import ROOT
@@ -34,6 +41,33 @@ ORIGINALS = {
     "SignatureDefMap": get_model_metadata_pb2.SignatureDefMap,
     "GetModelMetadataRequest": get_model_metadata_pb2.GetModelMetadataRequest,
     "GetModelMetadataResponse": get_model_metadata_pb2.GetModelMetadataResponse,
+    "BytesList": feature_pb2.BytesList,
+    "FloatList": feature_pb2.FloatList,
+    "Int64List": feature_pb2.Int64List,
+    "Feature": feature_pb2.Feature,
+    "Features": feature_pb2.Features,
+    "Example": example_pb2.Example,
+    "ExampleList": input_pb2.ExampleList,
+    "Input": input_pb2.Input,
+    "Class": classification_pb2.Class,
+    "Classifications": classification_pb2.Classifications,
+    "ClassificationResult": classification_pb2.ClassificationResult,
+    "Regression": regression_pb2.Regression,
+    "RegressionResult": regression_pb2.RegressionResult,
+    "RegressionRequest": regression_pb2.RegressionRequest,
+    "RegressionResponse": regression_pb2.RegressionResponse,
+    "InferenceTask": inference_pb2.InferenceTask,
+    "InferenceResult": inference_pb2.InferenceResult,
+    "MultiInferenceRequest": inference_pb2.MultiInferenceRequest,
+    "MultiInferenceResponse": inference_pb2.MultiInferenceResponse,
+    "ServableVersionPolicy": (
+        file_system_storage_path_source_pb2.FileSystemStoragePathSourceConfig.ServableVersionPolicy
+    ),
+    "ModelConfig": model_server_config_pb2.ModelConfig,
+    "ModelConfigList": model_server_config_pb2.ModelConfigList,
+    "ModelServerConfig": model_server_config_pb2.ModelServerConfig,
+    "ReloadConfigRequest": model_management_pb2.ReloadConfigRequest,
+    "ReloadConfigResponse": model_management_pb2.ReloadConfigResponse,
 }
 # An enum is an int32 on the wire.
 WIRE = {FieldDescriptor.TYPE_ENUM: FieldDescriptor.TYPE_INT32}

@@ -117,9 +117,7 @@ def zone():
             reply = request.reply()
             if request.q.qtype == dnslib.QTYPE.A:
                 for address in addresses:
-                    reply.add_answer(
-                        dnslib.RR(request.q.qname, rdata=dnslib.A(address), ttl=0)
-                    )
+                    reply.add_answer(dnslib.RR(request.q.qname, rdata=dnslib.A(address), ttl=0))
             return reply
 
     server = dnslib.server.DNSServer(
