@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 import grpc
 import grpc.aio
-from numpy.typing import ArrayLike
 
 from tfs_client import _calls, _images
 from tfs_client._attempts import Attempts
@@ -23,6 +22,7 @@ from tfs_client._options import CallOptions
 from tfs_client._results import Classification, Metadata, Prediction, Regression, VersionStatus
 
 if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
     from typing_extensions import Unpack
 
 Result = TypeVar("Result")

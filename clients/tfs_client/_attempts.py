@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import threading
 import time
 from typing import Generic, TypeVar
@@ -74,6 +73,8 @@ class Attempts:
         if code not in retry.codes or self.made >= retry.attempts or _TOO_LARGE in details:
             return None
         longest = min(retry.max_delay, retry.first_delay * 2 ** (self.made - 1))
+        import random  # nothing else needs it
+
         delay = random.uniform(0, longest)
         if time.monotonic() + delay >= self._deadline or not self._budget.spend():
             return None

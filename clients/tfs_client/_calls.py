@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Literal, TypeVar
-
-from google.protobuf import text_format
-from numpy.typing import ArrayLike
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 from tfs_client import _images, _tensors, _wire, tfs_pb2
 from tfs_client._errors import Asked, InvalidImageError, TFSError
@@ -21,6 +18,9 @@ from tfs_client._results import (
     TensorSpec,
     VersionStatus,
 )
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
 
 Result = TypeVar("Result")
 Feature = str | bytes | int | float | Sequence[str | bytes] | Sequence[float]
@@ -282,6 +282,8 @@ def _spec_of(info: tfs_pb2.TensorInfo) -> TensorSpec:
 
 def reload_config(asked: Asked, config: str) -> Call[None]:
     """Another models.config, as text."""
+    from google.protobuf import text_format  # nothing else needs it
+
     try:
         parsed = text_format.Parse(config, tfs_pb2.ModelServerConfig())
     except text_format.ParseError as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ DEFAULT_ADDRESS = "localhost:8500"
 KEEPALIVE_SECONDS = 10.0  # the least; gRPC's servers hang up on clients that ask more often
 
 # A name may stand for many servers: each gets its share, and one that dies none.
-_SERVICE_CONFIG = json.dumps({"loadBalancingConfig": [{"round_robin": {}}]})
+_SERVICE_CONFIG = '{"loadBalancingConfig": [{"round_robin": {}}]}'
 _OPTIONS: tuple[tuple[str, Any], ...] = (
     # Answers and requests may be larger than gRPC's 4 MiB (tensorflow/serving issue 1382).
     ("grpc.max_receive_message_length", -1),

@@ -11,7 +11,6 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 import grpc
-from numpy.typing import ArrayLike
 
 from tfs_client import _calls, _images
 from tfs_client._attempts import Attempts
@@ -24,6 +23,7 @@ from tfs_client._options import CallOptions
 from tfs_client._results import Classification, Metadata, Prediction, Regression, VersionStatus
 
 if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
     from typing_extensions import Unpack
 
 Result = TypeVar("Result")

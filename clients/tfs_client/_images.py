@@ -6,7 +6,6 @@ import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Union
 
 import numpy as np
@@ -100,7 +99,8 @@ def prepare(position: int, image: Any) -> Prepared:
     if not name:
         raise InvalidImageError(unnamed, "has an empty path", position)
     try:
-        return Prepared(position, name, Path(name).read_bytes())
+        with open(name, "rb") as file:  # pathlib would be 0.6 MB more to import
+            return Prepared(position, name, file.read())
     except (OSError, ValueError) as error:  # a path with a null character is a ValueError
         reason = getattr(error, "strerror", None) or error
         raise InvalidImageError(name, f"cannot be read: {reason}", position) from error

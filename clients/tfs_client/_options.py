@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TypedDict
 
 import grpc
@@ -161,13 +160,18 @@ def _pem(name: str, source: str | os.PathLike[str] | bytes | None) -> bytes | No
     if source is None:
         return None
     try:
-        content = source if isinstance(source, bytes) else Path(source).read_bytes()
+        content = source if isinstance(source, bytes) else _read(source)
     except OSError as error:
         raise TFSError(f"TLS {name} {source!r}: cannot be read: {error.strerror}") from error
     if b"-----BEGIN" not in content:
         what = "these bytes are" if isinstance(source, bytes) else f"{source!r} is"
         raise TFSError(f"TLS {name}: {what} not PEM (-----BEGIN …)")
     return content
+
+
+def _read(path: str | os.PathLike[str]) -> bytes:
+    with open(path, "rb") as file:
+        return file.read()
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,7 @@ def test_no_server_is_one_line(image, capsys):
     address = f"localhost:{local_server.free_port()}"
     assert main(["classify", "--address", address, image]) == 3
     error = capsys.readouterr().err
-    assert error.startswith(f"tfs: error: {address}, model googlenet: ")
+    assert error.startswith(f"tfs: error: {address}, model googlenet signature serving_default: ")
     assert len(error.splitlines()) == 1
 
 

@@ -108,11 +108,10 @@ def test_no_call_of_ten_thousand_fails_while_a_server_is_killed_and_restarted(co
 def zone():
     """A name server whose one name stands for whatever addresses the test says."""
     dnslib = pytest.importorskip("dnslib")
-    import dnslib.server
-
+    served = pytest.importorskip("dnslib.server")
     addresses = []
 
-    class Resolver(dnslib.server.BaseResolver):
+    class Resolver(served.BaseResolver):
         def resolve(self, request, _):
             reply = request.reply()
             if request.q.qtype == dnslib.QTYPE.A:
@@ -120,8 +119,8 @@ def zone():
                     reply.add_answer(dnslib.RR(request.q.qname, rdata=dnslib.A(address), ttl=0))
             return reply
 
-    server = dnslib.server.DNSServer(
-        Resolver(), address="127.0.0.1", port=0, logger=dnslib.server.DNSLogger("-request,-reply")
+    server = served.DNSServer(
+        Resolver(), address="127.0.0.1", port=0, logger=served.DNSLogger("-request,-reply")
     )
     server.start_thread()
     yield server.server.server_address[1], addresses
