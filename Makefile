@@ -21,7 +21,7 @@ LABELLED := --model_config_file=models/models.config --model_config_file_poll_wa
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL: # stages follow each other
-.PHONY: help setup demo data train import-weights evaluate export validate publish promote rollback versions prune serve classify benchmark benchmark-training benchmark-graph benchmark-server test test-slow lint format proto clean
+.PHONY: help setup demo data train import-weights evaluate export validate publish promote rollback versions prune serve classify benchmark benchmark-training benchmark-graph benchmark-server benchmark-client test test-slow lint format proto clean
 
 help: ## print this list
 	@echo 'GoogLeNet Serving: labelled images in, a served classifier out'; echo
@@ -103,6 +103,9 @@ benchmark-graph: $(READY) ## measure inference in each precision, beside ONNX Ru
 
 benchmark-server: $(READY) ## measure the embedded server beside the same model in process
 	@$(PIPELINE) benchmark-server $(FLAGS)
+
+benchmark-client: $(READY) ## measure what the client costs beyond gRPC and protobuf
+	@$(BIN)/python clients/benchmark.py $(FLAGS)
 
 test: lint ## linters, type checks and all tests but the slow ones
 	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile

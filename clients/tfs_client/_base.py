@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import grpc
 
@@ -35,8 +34,7 @@ Errors = Literal["raise", "return"]
 Answer = Classification | TFSError
 
 
-@dataclass(frozen=True)
-class Scope:
+class Scope(NamedTuple):
     """One call of the user's: what it may take and what goes with each of its requests."""
 
     asked: Asked
@@ -45,13 +43,12 @@ class Scope:
     metadata: Pairs
 
 
-@dataclass(frozen=True)
-class Sent:
+class Sent(NamedTuple):
     """One attempt under way."""
 
     link: Link
-    event: RequestEvent
-    started: float
+    event: RequestEvent | None = None  # where there are hooks
+    started: float = 0.0
 
 
 class BaseClient:
@@ -191,10 +188,12 @@ class BaseClient:
 
     def _begin(self, call: Call[Any], attempts: Attempts) -> Sent:
         link = self._rotation.next()
+        if self._hooks is None:
+            return Sent(link)
         event = RequestEvent(
             call.method, call.asked.model, link.address, attempts.made, len(call.request)
         )
-        if self._hooks and self._hooks.on_request:
+        if self._hooks.on_request:
             self._hooks.on_request(event)
         return Sent(link, event, time.monotonic())
 
@@ -205,7 +204,7 @@ class BaseClient:
             self._rotation.failed(sent.link)
         elif code is _OK:
             self._rotation.answered(sent.link)
-        if self._hooks and self._hooks.on_response:
+        if self._hooks and self._hooks.on_response and sent.event:
             seconds = time.monotonic() - sent.started
             self._hooks.on_response(ResponseEvent(sent.event, seconds, code, details))
 

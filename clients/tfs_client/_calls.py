@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
@@ -36,7 +37,7 @@ METHODS = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass  # frozen, it would take four times as long to make
 class Call(Generic[Result]):
     """One request.
 
@@ -64,28 +65,33 @@ def _spec(asked: Asked) -> tfs_pb2.ModelSpec:
     return spec
 
 
+@functools.lru_cache(maxsize=1024)
+def _spec_bytes(asked: Asked) -> bytes:
+    return _spec(asked).SerializeToString()
+
+
 def predict(
     asked: Asked, inputs: Mapping[str, ArrayLike], outputs: Sequence[str]
 ) -> Call[Prediction]:
     """Any signature, numpy in and out."""
-    tensors = {name: _to_tensor(name, value) for name, value in inputs.items()}
+    tensors = {name: _to_proto(name, value) for name, value in inputs.items()}
     return _predict(asked, tensors, outputs, _prediction)
 
 
-def _to_tensor(name: str, value: ArrayLike) -> _wire.Tensor:
+def _to_proto(name: str, value: ArrayLike) -> _wire.Pieces:
     try:
-        return _tensors.to_tensor(_tensors.as_array(value))
+        return _tensors.to_proto(_tensors.as_array(value))
     except (TypeError, ValueError) as error:
         raise type(error)(f"input {name!r}: {error}") from error
 
 
 def _predict(
     asked: Asked,
-    tensors: Mapping[str, _wire.Tensor],
+    tensors: Mapping[str, _wire.Pieces],
     outputs: Sequence[str],
     read: Callable[[Any], Result],
 ) -> Call[Result]:
-    request = _wire.predict_request(_spec(asked), tensors, outputs)
+    request = _wire.predict_request(_spec_bytes(asked), tensors, outputs)
     return Call(_PREDICTION + "Predict", asked, request, tfs_pb2.PredictResponse, read)
 
 

@@ -18,7 +18,7 @@ TFSError
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import grpc
 
@@ -43,8 +43,7 @@ class InvalidImageError(TFSError):
         self.position = position
 
 
-@dataclass(frozen=True)
-class Asked:
+class Asked(NamedTuple):
     """What a request was for.
 
     Attributes:

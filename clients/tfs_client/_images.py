@@ -12,7 +12,7 @@ import numpy as np
 
 from tfs_client import _tensors
 from tfs_client._errors import InvalidImageError
-from tfs_client._wire import Tensor
+from tfs_client._wire import Pieces
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -166,11 +166,11 @@ class Grouping:
         yield from self._waiting.values()
 
 
-def to_input(batch: list[Prepared]) -> tuple[str, str, Tensor]:
-    """A group as (signature, input name, tensor)."""
+def to_input(batch: list[Prepared]) -> tuple[str, str, Pieces]:
+    """A group as (signature, input name, TensorProto)."""
     encoded = [image.content for image in batch if isinstance(image.content, bytes)]
     if encoded:
         return "serving_default", "image_bytes", _tensors.strings(encoded, (len(encoded),))
     pixels = [image.content for image in batch if not isinstance(image.content, bytes)]
     shape = (len(pixels), *pixels[0].shape)
-    return "predict_images", "images", _tensors.numbers(pixels[0].dtype, shape, pixels)
+    return "predict_images", "images", _tensors.numbers("uint8", shape, pixels)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from tfs_client import tfs_pb2
-from tfs_client._wire import Tensor
+from tfs_client._wire import Pieces, field
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -43,10 +44,12 @@ _KINDS = {
     "float8_e5m2": _Kind(tfs_pb2.DT_FLOAT8_E5M2, "float8_val"),
     "float8_e4m3fn": _Kind(tfs_pb2.DT_FLOAT8_E4M3FN, "float8_val"),
 }
+_CONTENT = 4  # of TensorProto
 _NAMES = {kind.number: name for name, kind in _KINDS.items()}
 # What make_tensor_proto does not pack either, besides single values.
 _NEVER_PACKED = frozenset({"bool", "uint16", "complex64", "complex128"})
 _FROM_ML_DTYPES = frozenset({"bfloat16", "float8_e5m2", "float8_e4m3fn"})
+_PLAIN = frozenset(np.dtype(name) for name in set(_KINDS) - _FROM_ML_DTYPES - {"bytes"})
 
 
 def dtype_name(number: int) -> str:
@@ -69,6 +72,8 @@ def as_array(value: ArrayLike) -> Array:
         TypeError: it has a dtype that cannot be sent.
         ValueError: it is ragged.
     """
+    if type(value) is np.ndarray and value.dtype in _PLAIN:
+        return value
     ours = not isinstance(value, (np.ndarray, np.generic))
     array = plain_array(value)
     if array.dtype.kind in "SUO":
@@ -77,9 +82,14 @@ def as_array(value: ArrayLike) -> Array:
         array = array.astype(np.float32)
     elif ours and array.dtype == np.int64 and np.array_equal(array, array.astype(np.int32)):
         array = array.astype(np.int32)
-    if array.dtype.name not in _KINDS:
+    if _name(array.dtype) not in _KINDS:
         raise TypeError(f"an array of dtype {array.dtype} cannot be sent")
     return array
+
+
+@functools.lru_cache(maxsize=64)
+def _name(dtype: np.dtype[Any]) -> str:
+    return dtype.name  # which numpy computes each time
 
 
 def plain_array(value: ArrayLike) -> Array:
@@ -102,58 +112,57 @@ def _as_bytes(array: Array) -> Array:
     return encoded.reshape(array.shape)
 
 
-def to_tensor(array: Array) -> Tensor:
-    """An array as `as_array` returns it; not copied where it lies in one piece."""
+def to_proto(array: Array) -> Pieces:
+    """An array as `as_array` returns it -> a TensorProto; not copied where it lies in one piece."""
     if array.dtype == object:
         return strings(array.reshape(-1).tolist(), array.shape)
     if array.dtype.byteorder == ">":
         array = array.astype(array.dtype.newbyteorder("<"))
-    if array.size > 1 and array.dtype.name not in _NEVER_PACKED:
-        return numbers(array.dtype, array.shape, [array])
-    proto = _proto(array.dtype.name, array.shape)
-    if array.size:
-        field = _KINDS[array.dtype.name].field
-        if field == "float8_val":
-            proto.float8_val = array.tobytes()
-        else:
-            getattr(proto, field).extend(_plain(array, field))
-    return Tensor(proto)
+    name = _name(array.dtype)
+    if array.size > 1 and name not in _NEVER_PACKED:
+        return numbers(name, array.shape, [array])
+    return [_head(name, array.shape), _values(_KINDS[name].field, array.reshape(-1))]
 
 
-def _plain(array: Array, field: str) -> list[Any]:
-    """The values, as the field for those of their dtype holds them."""
-    flat = array.reshape(-1)
-    if field == "half_val":  # as bit patterns
+def _values(name: str, flat: Array) -> bytes:
+    """The field for values that are not packed, as part of a TensorProto."""
+    if not flat.size:
+        return b""
+    if name == "float8_val":
+        return tfs_pb2.TensorProto(float8_val=flat.tobytes()).SerializeToString()
+    if name == "half_val":  # as bit patterns
         flat = flat.view(np.uint16)
-    elif field in ("scomplex_val", "dcomplex_val"):  # real and imaginary parts in turn
+    elif name in ("scomplex_val", "dcomplex_val"):  # real and imaginary parts in turn
         flat = flat.view(flat.real.dtype)
-    return list(flat.tolist())
+    given: dict[str, Any] = {name: flat.tolist()}
+    return tfs_pb2.TensorProto(**given).SerializeToString()
 
 
-def numbers(dtype: np.dtype[Any], shape: tuple[int, ...], pieces: list[Array]) -> Tensor:
-    """A tensor of several arrays, one after the other."""
-    return Tensor(_proto(dtype.name, shape), [_bytes_of(piece) for piece in pieces])
+def numbers(name: str, shape: tuple[int, ...], arrays: list[Array]) -> Pieces:
+    """A TensorProto of several arrays of a dtype, one after the other."""
+    return [_head(name, shape), *field(_CONTENT, [_bytes_of(array) for array in arrays])]
+
+
+def strings(values: list[bytes], shape: tuple[int, ...]) -> Pieces:
+    """A TensorProto of strings."""
+    return [_head("bytes", shape), tfs_pb2.TensorProto(string_val=values).SerializeToString()]
+
+
+@functools.lru_cache(maxsize=1024)  # a dozen protobuf messages, and shapes come again and again
+def _head(name: str, shape: tuple[int, ...]) -> bytes:
+    """The first fields of a TensorProto; all others come after them."""
+    dimensions = [tfs_pb2.TensorShapeProto.Dim(size=size) for size in shape]
+    proto = tfs_pb2.TensorProto(
+        dtype=_KINDS[name].number,  # type: ignore[arg-type]
+        tensor_shape=tfs_pb2.TensorShapeProto(dim=dimensions),
+    )
+    return proto.SerializeToString()
 
 
 def _bytes_of(array: Array) -> memoryview:
     """An array's memory, in C order; copied only where it lies otherwise."""
     flat: Any = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
     return memoryview(flat)
-
-
-def strings(values: list[bytes], shape: tuple[int, ...]) -> Tensor:
-    """A tensor of strings."""
-    proto = _proto("bytes", shape)
-    proto.string_val.extend(values)
-    return Tensor(proto)
-
-
-def _proto(name: str, shape: tuple[int, ...]) -> tfs_pb2.TensorProto:
-    dimensions = [tfs_pb2.TensorShapeProto.Dim(size=size) for size in shape]
-    return tfs_pb2.TensorProto(
-        dtype=_KINDS[name].number,  # type: ignore[arg-type]
-        tensor_shape=tfs_pb2.TensorShapeProto(dim=dimensions),
-    )
 
 
 def from_proto(proto: tfs_pb2.TensorProto) -> Array:
@@ -167,38 +176,38 @@ def from_proto(proto: tfs_pb2.TensorProto) -> Array:
         TypeError: numpy has no such dtype.
     """
     name = dtype_name(proto.dtype)
-    shape = tuple(dim.size for dim in proto.tensor_shape.dim)
+    shape = tuple([dim.size for dim in proto.tensor_shape.dim])
     if name not in _KINDS:
         raise TypeError(f"a tensor of {name} cannot be read: numpy has no such dtype")
     if name == "bytes":
         values = np.empty(len(proto.string_val), object)
-        values[:] = proto.string_val
+        values[:] = list(proto.string_val)
         return _filled(values, shape, b"")
-    content = proto.tensor_content or _packed(proto, name)
     dtype = _dtype(name)
+    if proto.tensor_content:
+        values = np.frombuffer(proto.tensor_content, dtype or np.uint16)
+    else:
+        values = _listed(getattr(proto, _KINDS[name].field), _KINDS[name].field, dtype)
     if dtype is None:  # the upper half of a float32
-        wide = np.frombuffer(content, np.uint16).astype(np.uint32) << 16
-        return _filled(wide.view(np.float32), shape)
-    return _filled(np.frombuffer(content, dtype), shape)
+        values = (values.astype(np.uint32) << 16).view(np.float32)
+    return _filled(values, shape)
 
 
-def _packed(proto: tfs_pb2.TensorProto, name: str) -> bytes:
-    """The values of a tensor as `tensor_content` has them."""
-    field = _KINDS[name].field
-    values = getattr(proto, field)
+def _listed(values: Any, field: str, dtype: np.dtype[Any] | None) -> Array:
+    """Values that are not packed, of a dtype; bit patterns for None."""
     if field == "float8_val":
-        return bytes(values)
+        return np.frombuffer(values, dtype)
     if field == "half_val":
-        return np.array(values, np.uint16).tobytes()
-    if field == "scomplex_val":
-        return np.array(values, np.float32).tobytes()
-    return np.array(values, np.float64 if field == "dcomplex_val" else name).tobytes()
+        return np.array(values, np.uint16).view(dtype or np.uint16)
+    if dtype is not None and dtype.kind == "c":
+        return np.array(values, dtype.type(0).real.dtype).view(dtype)
+    return np.array(values, dtype)
 
 
 def _filled(values: Array, shape: tuple[int, ...], nothing: object = 0) -> Array:
     """Of a shape; the last value stands for those that are left out (TensorFlow's tensor.proto)."""
     missing = math.prod(shape) - values.size
-    if missing > 0:
+    if missing:
         last = values[-1] if values.size else nothing
         values = np.concatenate([values, np.full(missing, last, values.dtype)])
     return values.reshape(shape)

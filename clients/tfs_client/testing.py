@@ -253,9 +253,8 @@ class FakeServer:
         else:
             outputs = dict(inputs)
         for key in request.output_filter or outputs:
-            tensor = _tensors.to_tensor(_tensors.as_array(outputs[key]))
-            response.outputs[key].CopyFrom(tensor.proto)
-            response.outputs[key].tensor_content = b"".join(tensor.content)
+            pieces = _tensors.to_proto(_tensors.as_array(outputs[key]))
+            response.outputs[key].ParseFromString(b"".join(pieces))
         return response
 
     def _classified(self, images: Sequence[Any]) -> dict[str, ArrayLike]:

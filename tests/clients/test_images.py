@@ -2,7 +2,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tfs_client import InvalidImageError, _images
+from tfs_client import InvalidImageError, _images, tfs_pb2
 
 
 def pixels(height: int, width: int) -> np.ndarray:
@@ -46,13 +46,17 @@ def test_a_group_that_would_be_too_large_goes_first():
     assert groups == [[4, 6], [1], [99]]
 
 
+def parsed(pieces) -> tfs_pb2.TensorProto:
+    return tfs_pb2.TensorProto.FromString(b"".join(pieces))
+
+
 def test_requests_name_the_signature_and_input():
     encoded = _images.to_input([_images.prepare(0, b"a"), _images.prepare(1, b"b")])
     assert encoded[:2] == ("serving_default", "image_bytes")
-    assert list(encoded[2].proto.string_val) == [b"a", b"b"]
+    assert list(parsed(encoded[2]).string_val) == [b"a", b"b"]
     signature, name, tensor = _images.to_input([_images.prepare(0, pixels(2, 3))])
     assert (signature, name) == ("predict_images", "images")
-    assert [dim.size for dim in tensor.proto.tensor_shape.dim] == [1, 2, 3, 3]
+    assert [dim.size for dim in parsed(tensor).tensor_shape.dim] == [1, 2, 3, 3]
 
 
 @pytest.mark.parametrize(

@@ -61,9 +61,7 @@ def test_bfloat16_comes_as_float32_where_numpy_lacks_it(monkeypatch):
 
 
 def serialized(array) -> bytes:
-    tensor = _tensors.to_tensor(_tensors.as_array(array))
-    tensor.proto.tensor_content = b"".join(tensor.content)
-    return tensor.proto.SerializeToString()
+    return b"".join(_tensors.to_proto(_tensors.as_array(array)))
 
 
 def tf_proto(data: bytes):
