@@ -29,7 +29,7 @@ from tfs_client._channels import DEFAULT_ADDRESS
 from tfs_client._client import Client
 from tfs_client._commands import UsageError
 from tfs_client._errors import InvalidImageError, NotReadyError, ServerError, TFSError
-from tfs_client._options import MAX_SECONDS, TLS, Timeout
+from tfs_client._options import MAX_SECONDS, TLS, Retry, Timeout
 
 TOKEN = "TFS_TOKEN"
 BAD_IMAGE, USAGE, SERVER, INTERRUPTED = 1, 2, 3, 130
@@ -77,6 +77,7 @@ def _client(options: argparse.Namespace) -> Client:
             version_label=options.version_label,
             tls=TLS(options.ca, options.cert, options.key) if encrypted else None,
             token=os.environ.get(TOKEN),
+            retry=Retry(attempts=options.attempts),
         )
     except ValueError as error:
         raise UsageError(str(error)) from error
@@ -101,7 +102,7 @@ def _parser() -> _Parser:
         added.add_argument("--ca", metavar="FILE", help="encrypt, with the CAs of a PEM file")
         added.add_argument("--cert", metavar="FILE", help="the client's own certificate")
         added.add_argument("--key", metavar="FILE", help="and its key")
-        added.set_defaults(run=run)
+        added.set_defaults(run=run, attempts=Retry().attempts)
         return added
 
     classify = command(_commands.classify)
@@ -121,6 +122,7 @@ def _parser() -> _Parser:
     command(_commands.wait)
     command(_commands.reload).add_argument("config", metavar="FILE", help="a models.config")
     bench = command(_commands.bench)
+    bench.set_defaults(attempts=1)  # what fails is to be seen
     bench.add_argument("images", nargs="+", metavar="FILE", help="images that are sent in turn")
     bench.add_argument("--seconds", type=_positive, default=10.0, help="each measurement's")
     bench.add_argument(

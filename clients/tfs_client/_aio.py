@@ -169,8 +169,8 @@ class AsyncClient(BaseClient):
         seen = "no server"
         while (left := deadline - time.monotonic()) > 0:
             try:
-                statuses = await self.status(model=model, version=version, timeout=left)
-                ready, seen = available(statuses)
+                scope = self._poll(left, model, version)
+                ready, seen = available(await self._run(_calls.status(scope.asked), scope))
                 if ready is not None:
                     return ready
             except (UnavailableError, NotFoundError) as error:

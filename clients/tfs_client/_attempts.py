@@ -49,6 +49,7 @@ class Attempts:
 
     Attributes:
         made: so far.
+        address: of the server that the last went to.
     """
 
     def __init__(self, retry: Retry, budget: Budget, timeout: Timeout, deadline: float) -> None:
@@ -56,6 +57,7 @@ class Attempts:
         self._budget = budget
         self._deadline = min(deadline, time.monotonic() + timeout.request)
         self.made = 0
+        self.address = ""
         budget.earn()
 
     def begin(self) -> float:

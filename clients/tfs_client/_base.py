@@ -28,7 +28,7 @@ from tfs_client._results import Classification, VersionStatus
 
 DEFAULT_MODEL = "googlenet"
 POLL_SECONDS = 0.1
-_TIMEOUT, _RETRY = Timeout(), Retry()
+_TIMEOUT, _RETRY, _ONCE = Timeout(), Retry(), Retry(attempts=1)
 
 Errors = Literal["raise", "return"]
 Answer = Classification | TFSError
@@ -41,6 +41,7 @@ class Scope(NamedTuple):
     timeout: Timeout
     deadline: float
     metadata: Pairs
+    retry: Retry
 
 
 class Sent(NamedTuple):
@@ -162,7 +163,13 @@ class BaseClient:
             self._check_metadata(options["metadata"])
             metadata = (*metadata, *options["metadata"])
         asked = Asked(model, version, signature)
-        return Scope(asked, timeout, call_deadline(timeout), metadata)
+        return Scope(asked, timeout, call_deadline(timeout), metadata, self._retry)
+
+    def _poll(self, seconds: float, model: str | None, version: int | None) -> Scope:
+        """Of a call that is made again and again anyway."""
+        return self._scope({"model": model, "version": version, "timeout": seconds})._replace(
+            retry=_ONCE
+        )
 
     def _check_metadata(self, metadata: Pairs) -> None:
         if any(name.lower() == "authorization" for name, _ in metadata):
@@ -178,7 +185,7 @@ class BaseClient:
     # --- one attempt ---
 
     def _attempts(self, scope: Scope) -> Attempts:
-        return Attempts(self._retry, self._budget, scope.timeout, scope.deadline)
+        return Attempts(scope.retry, self._budget, scope.timeout, scope.deadline)
 
     def _headers(self, scope: Scope) -> Pairs:
         if self._token is None:
@@ -188,6 +195,7 @@ class BaseClient:
 
     def _begin(self, call: Call[Any], attempts: Attempts) -> Sent:
         link = self._rotation.next()
+        attempts.address = link.address
         if self._hooks is None:
             return Sent(link)
         event = RequestEvent(
@@ -214,14 +222,14 @@ class BaseClient:
 
     def _error(self, call: Call[Any], attempts: Attempts, status: Any) -> ServerError:
         return _errors.server_error(
-            status.code(), status.details() or "", self.address, call.asked, attempts.made
+            status.code(), status.details() or "", attempts.address, call.asked, attempts.made
         )
 
     def _too_late(self, call: Call[Any], attempts: Attempts) -> ServerError:
         return _errors.server_error(
             grpc.StatusCode.DEADLINE_EXCEEDED,
             "no time is left",
-            self.address,
+            attempts.address or self.address,
             call.asked,
             attempts.made - 1,
         )

@@ -216,7 +216,8 @@ class Client(BaseClient):
         seen = "no server"
         while (left := deadline - time.monotonic()) > 0:
             try:
-                ready, seen = available(self.status(model=model, version=version, timeout=left))
+                scope = self._poll(left, model, version)
+                ready, seen = available(self._run(_calls.status(scope.asked), scope))
                 if ready is not None:
                     return ready
             except (UnavailableError, NotFoundError) as error:
@@ -267,8 +268,10 @@ class Client(BaseClient):
             started.append(future)
 
             def ended(future: Any) -> None:
-                self._ended(sent, None if future.code() is grpc.StatusCode.OK else future)
-                done.put(future)
+                try:
+                    self._ended(sent, None if future.code() is grpc.StatusCode.OK else future)
+                finally:  # whatever a hook raises
+                    done.put(future)
 
             future.add_done_callback(ended)
 
@@ -326,4 +329,4 @@ class Client(BaseClient):
             yield from results(0)
             yield from stream.due()
         finally:
-            pool.shutdown(cancel_futures=True)
+            pool.shutdown(wait=False, cancel_futures=True)

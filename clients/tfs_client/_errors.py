@@ -18,7 +18,7 @@ TFSError
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import grpc
 
@@ -41,6 +41,9 @@ class InvalidImageError(TFSError):
         self.image = image
         self.reason = reason
         self.position = position
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.image, self.reason, self.position)
 
 
 class Asked(NamedTuple):
@@ -68,6 +71,7 @@ class NotReadyError(TFSError):
     Attributes:
         address: the server asked.
         model: the model asked for.
+        seconds: that were waited.
         seen: what was there in its place.
     """
 
@@ -75,7 +79,11 @@ class NotReadyError(TFSError):
         super().__init__(f"{address}, model {model}: not available in {seconds:g} s: {seen}")
         self.address = address
         self.model = model
+        self.seconds = seconds
         self.seen = seen
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.address, self.model, self.seconds, self.seen)
 
 
 class ServerError(TFSError):
@@ -105,6 +113,10 @@ class ServerError(TFSError):
         self.version = asked.version
         self.signature = asked.signature
         self.attempts = attempts
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        asked = Asked(self.model, self.version, self.signature)
+        return type(self), (self.code, self.details, self.address, asked, self.attempts)
 
 
 class CancelledError(ServerError):

@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import pickle
 import threading
 import time
 from pathlib import Path
@@ -29,7 +30,7 @@ from tfs_client import (
     UnavailableError,
     VersionStatus,
 )
-from tfs_client._errors import BY_CODE
+from tfs_client._errors import BY_CODE, Asked
 from tfs_client.testing import FakeServer
 
 PIXELS = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)
@@ -392,7 +393,29 @@ def test_a_setting_out_of_its_range_is_named(connect, settings):
         connect("localhost:1", **settings)
 
 
+def test_errors_go_from_process_to_process():
+    asked = Asked("m", "stable", "s")
+    for error in (
+        InvalidImageError("a.png", "is none", 3),
+        NotReadyError("a:1", "m", 2.0, "nothing"),
+        NotFoundError(grpc.StatusCode.NOT_FOUND, "words", "a:1", asked, 2),
+    ):
+        back = pickle.loads(pickle.dumps(error))
+        assert type(back) is type(error)
+        assert str(back) == str(error)
+        assert vars(back) == vars(error)
+
+
 # --- hooks
+
+
+def test_a_hook_that_raises_does_not_hang_a_call(connect, server):
+    def broken(_):
+        raise RuntimeError("hook")
+
+    client = connect(server.address, hooks=Hooks(on_response=broken))
+    with pytest.raises(RuntimeError, match="hook"):
+        client.classify(b"a", timeout=5)
 
 
 def test_hooks_are_told_of_each_attempt(connect, server):

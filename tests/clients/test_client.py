@@ -15,7 +15,10 @@ from tfs_client import (
     VersionStatus,
 )
 
-from tests.conftest import COLOURS, colour_image
+from tests.conftest import COLOURS, ROOT, colour_image
+from tests.serving.processes import serving
+
+MODELS = ROOT / "tests" / "serving" / "conformance" / "models"
 
 
 @pytest.fixture
@@ -99,3 +102,30 @@ def test_served_answers_are_the_offline_ones(client, data, run):
     served = [sorted(COLOURS).index(answer.label) for answer in client.classify(encoded)]
     assert served == np.load(run.predictions).tolist()
     assert json.loads(run.evaluation.read_text())["images"] == len(served)
+
+
+def test_the_other_methods_against_a_server_with_other_models(connect, tmp_path):
+    def config(*names: str) -> str:
+        models = (
+            f'config {{ name: "{name}" base_path: "{MODELS / name}" model_platform: "tensorflow" }}'
+            for name in names
+        )
+        return f"model_config_list {{ {' '.join(models)} }}"
+
+    (tmp_path / "models.config").write_text(config("affine"))
+    with serving(f"--model_config_file={tmp_path / 'models.config'}") as started:
+        client = connect(f"localhost:{started.port}", model="affine")
+        client.wait_until_ready(60)
+        examples = [{"x": 1.0}, {"x": 2.0}]
+        regressed = client.regress(examples, signature="regress")
+        both = client.multi_inference(examples, {"regress": "regress", "classify": "classify"})
+        assert both["regress"] == regressed
+        assert [len(answer.labels) > 0 for answer in both["classify"]] == [True, True]
+        y = client.predict({"x": [1.0, 2.0]}, outputs=["y"])
+        assert y["y"].tolist() == pytest.approx(regressed.values)
+        assert (y.model, y.version) == (regressed.model, regressed.version) == ("affine", 2)
+        with pytest.raises(NotFoundError):
+            client.status(model="dtypes")
+        client.reload_config(config("affine", "dtypes"), timeout=60)
+        assert client.status(model="dtypes")[0].state == "AVAILABLE"
+        assert "serving_default" in client.metadata(model="dtypes").signatures

@@ -1,12 +1,15 @@
 """The `tfs` command."""
 
+import contextlib
 import csv
 import io
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
+import termios
 import threading
 import time
 from collections.abc import Iterator
@@ -282,3 +285,24 @@ def test_a_reader_that_has_had_enough_is_no_error(server, photos):
         errors = process.stderr.read()
         assert process.wait(60) == 0
     assert errors == ""
+
+
+def test_a_slow_run_shows_its_progress_on_a_terminal_and_nowhere_else(server, photos):
+    server.fail(None, delay=0.6, times=20)  # four at a time
+    images = [str(photos / "b.png")] * 640
+    command = [sys.executable, "-m", "tfs_client", "classify", "--address", server.address]
+    terminal, end = pty.openpty()
+    termios.tcsetwinsize(end, (24, 80))
+    shown = b""
+    with subprocess.Popen([*command, *images], stdout=subprocess.DEVNULL, stderr=end) as process:
+        os.close(end)
+        with contextlib.suppress(OSError):  # the end of what is shown
+            while more := os.read(terminal, 1 << 16):
+                shown += more
+        assert process.wait(60) == 0
+    os.close(terminal)
+    assert b"image/s" in shown
+    quiet = subprocess.run(
+        [*command, *images], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert quiet.stderr == ""

@@ -28,6 +28,14 @@ def test_addresses_of_a_list_take_turns(connect):
         assert client.address == ",".join(server.address for server in servers)
 
 
+def test_pings_are_safe_while_a_call_is_under_way(connect, server):
+    client = connect(server.address, keepalive=10)
+    server.fail(None, delay=11.0)  # a server hangs up on whoever pings too often
+    assert client.classify(b"x").label == "cat"
+    assert client.classify(b"x").label == "cat"
+    assert len(server.requests) == 2
+
+
 def test_a_copy_goes_to_another_server(connect):
     with two_servers() as (slow, fast):
         client = connect([slow.address, fast.address], hedge=0.05)

@@ -33,7 +33,14 @@ def test_a_server_that_ends_at_once_is_not_waited_for(tmp_path):
     assert time.monotonic() - started < 30
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGTERM,
+        pytest.param(signal.SIGINT, marks=pytest.mark.slow),
+        pytest.param(signal.SIGHUP, marks=pytest.mark.slow),
+    ],
+)
 def test_the_server_ends_with_whoever_started_it(models, data, tmp_path, number):
     samples.write(data, tmp_path)
     command = ["benchmark", "--dataset", data.name, "--data-dir", tmp_path, "--repository", models]

@@ -62,7 +62,11 @@ def test_saved_weights_are_those_trained(run):
     )
 
 
-@pytest.mark.parametrize("signals", [(signal.SIGKILL,), (signal.SIGTERM,)], ids=["kill", "term"])
+@pytest.mark.parametrize(
+    "signals",
+    [(signal.SIGKILL,), pytest.param((signal.SIGTERM,), marks=pytest.mark.slow)],
+    ids=["kill", "term"],
+)
 def test_an_interrupted_run_goes_on_as_if_nothing_had_been(run, image_folder, tmp_path, signals):
     """The session's run is the uninterrupted one, of the same recipe."""
     interrupted = tmp_path / "run"
