@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tfs_client import Client, NotFoundError, TFSError, VersionStatus
+from tfs_client import Client, NotFoundError, ServerError, TFSError, VersionStatus
 
 from pipeline import labels
 from pipeline.config import MODEL_NAME
@@ -195,8 +195,8 @@ class _Server:
         while True:
             try:
                 seen = look()
-            except TFSError as error:
-                seen = str(error)
+            except ServerError as error:
+                seen = error.details
             if seen is None:
                 return
             if time.monotonic() > deadline:
