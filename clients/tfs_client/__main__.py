@@ -44,20 +44,41 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     parser = _parser()
     options = parser.parse_args(arguments)
+    if hasattr(sys.stdout, "reconfigure"):  # names of files may be any bytes
+        sys.stdout.reconfigure(errors="surrogateescape")
     try:
-        if "shell" in options:
-            return _completion(parser, options.shell)
-        with _client(options) as client:
-            code: int = options.run(client, options)
-            return code
+        code = _run(parser, options)
+        if sys.stdout:
+            sys.stdout.flush()
+        return code
     except TFSError as error:
         print(f"tfs: error: {error}", file=sys.stderr)
         return _exit_code(error)
+    except ValueError as error:
+        print(f"tfs: error: {error}", file=sys.stderr)
+        return USAGE
     except BrokenPipeError:  # whoever read our output has had enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()
         return 0
+    except OSError as error:
+        _discard_output()
+        print(f"tfs: error: cannot write: {error.strerror}", file=sys.stderr)
+        return USAGE
     except KeyboardInterrupt:
         return INTERRUPTED
+
+
+def _run(parser: _Parser, options: argparse.Namespace) -> int:
+    if "shell" in options:
+        return _completion(parser, options.shell)
+    with _client(options) as client:
+        code: int = options.run(client, options)
+        return code
+
+
+def _discard_output() -> None:
+    """Of what is still held back, which Python would write when it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _exit_code(error: TFSError) -> int:
@@ -67,7 +88,7 @@ def _exit_code(error: TFSError) -> int:
 
 
 def _client(options: argparse.Namespace) -> Client:
-    encrypted = options.tls or options.ca or options.cert
+    encrypted = options.tls or options.ca or options.cert or options.key
     try:
         return Client(
             options.address.split(","),
@@ -76,7 +97,7 @@ def _client(options: argparse.Namespace) -> Client:
             version=options.version,
             version_label=options.version_label,
             tls=TLS(options.ca, options.cert, options.key) if encrypted else None,
-            token=os.environ.get(TOKEN),
+            token=os.environ.get(TOKEN) or None,
             retry=Retry(attempts=options.attempts),
         )
     except ValueError as error:

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Iterable,
+    Mapping,
+    Sequence,
+)
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
@@ -13,10 +20,10 @@ import grpc.aio
 
 from tfs_client import _calls, _images
 from tfs_client._attempts import Attempts
-from tfs_client._base import POLL_SECONDS, BaseClient, Errors, Scope, Stream, available
+from tfs_client._base import FINAL, POLL_SECONDS, BaseClient, Errors, Scope, Stream, available
 from tfs_client._calls import Call, Example
-from tfs_client._channels import Target
-from tfs_client._errors import NotFoundError, NotReadyError, TFSError, UnavailableError
+from tfs_client._channels import Link, Target
+from tfs_client._errors import NotReadyError, ServerError, TFSError
 from tfs_client._images import Image, Prepared
 from tfs_client._options import CallOptions
 from tfs_client._results import Classification, Metadata, Prediction, Regression, VersionStatus
@@ -51,6 +58,7 @@ class AsyncClient(BaseClient):
         """Close the connections; calls after it raise TFSError."""
         self._closed = True
         for link in self._links:
+            link.closed = True
             if link.channel is not None:
                 await link.channel.close()
 
@@ -115,6 +123,7 @@ class AsyncClient(BaseClient):
         **options: Unpack[CallOptions],
     ) -> AsyncIterator[Any]:
         """As Client.classify_iter; the images may come from an asynchronous iterator too."""
+        _images.check_several(images)
         return self._classify_all(images, self._stream(ordered, errors), self._scope(options))
 
     async def predict(
@@ -166,17 +175,19 @@ class AsyncClient(BaseClient):
     ) -> int:
         """As Client.wait_until_ready."""
         deadline = time.monotonic() + timeout
-        seen = "no server"
-        while (left := deadline - time.monotonic()) > 0:
+        while True:
             try:
-                scope = self._poll(left, model, version)
+                scope = self._poll(deadline - time.monotonic(), model, version)
                 ready, seen = available(await self._run(_calls.status(scope.asked), scope))
                 if ready is not None:
                     return ready
-            except (UnavailableError, NotFoundError) as error:
+            except FINAL:
+                raise
+            except ServerError as error:
                 seen = str(error)
-            await asyncio.sleep(min(POLL_SECONDS, max(0.0, deadline - time.monotonic())))
-        raise NotReadyError(self.address, model or self.model, timeout, seen)
+            if time.monotonic() + POLL_SECONDS > deadline:
+                raise NotReadyError(self.address, model or self.model, timeout, seen)
+            await asyncio.sleep(POLL_SECONDS)
 
     def _open(self, target: Target) -> grpc.aio.Channel:
         if target.credentials:
@@ -194,28 +205,43 @@ class AsyncClient(BaseClient):
         attempts = self._attempts(scope)
         send = self._send if self._hedge is None else self._send_hedged
         while (left := attempts.begin()) > 0:
+            self._check_open()
             try:
-                return call.read(await send(call, scope, attempts, left))
-            except grpc.aio.AioRpcError as error:
-                delay = self._delay(attempts, error)
-                if delay is None:
-                    raise self._error(call, attempts, error) from error
+                response = await send(call, scope, attempts, left)
+            except ServerError as error:
+                delay = attempts.delay(error.code, error.details)
+                if delay is None or self._closed:
+                    raise
                 await asyncio.sleep(delay)
+            except asyncio.CancelledError:
+                if not _is_cancelled():  # but the channel is closed, of which gRPC makes the same
+                    self._check_open()
+                raise
+            except Exception:
+                self._check_open()
+                raise
+            else:
+                return self._read(call, attempts, response)
         raise self._too_late(call, attempts)
 
-    async def _send(self, call: Call[Any], scope: Scope, attempts: Attempts, left: float) -> Any:
+    async def _send(
+        self, call: Call[Any], scope: Scope, attempts: Attempts[Link], left: float
+    ) -> Any:
         sent = self._begin(call, attempts)
         method = sent.link.method(call)
         try:
             response = await method(call.request, timeout=left, metadata=self._headers(scope))
         except grpc.aio.AioRpcError as error:
-            self._ended(sent, error)
+            self._ended(sent, error.code(), error.details() or "")
+            raise self._error(call, attempts, sent.link, error) from error
+        except asyncio.CancelledError:
+            self._ended(sent, grpc.StatusCode.CANCELLED)
             raise
         self._ended(sent)
         return response
 
     async def _send_hedged(
-        self, call: Call[Any], scope: Scope, attempts: Attempts, left: float
+        self, call: Call[Any], scope: Scope, attempts: Attempts[Link], left: float
     ) -> Any:
         started = {asyncio.create_task(self._send(call, scope, attempts, left))}
         pending = started
@@ -224,24 +250,15 @@ class AsyncClient(BaseClient):
             if not done and attempts.may_copy() and (left := attempts.begin()) > 0:
                 copy = asyncio.create_task(self._send(call, scope, attempts, left))
                 pending = pending | {copy}
-            while pending and not any(task.exception() is None for task in done):
+            while pending and not any(map(_answered, done)):
                 more, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
                 done |= more
-            return min(done, key=lambda task: task.exception() is not None).result()
+            return max(done, key=_answered).result()
         finally:
             for task in pending:
                 task.cancel()
 
     async def _classify_all(self, images: Any, stream: Stream, scope: Scope) -> AsyncIterator[Any]:
-        async def batches() -> AsyncIterator[list[Prepared]]:
-            position = 0
-            async for image in _each(images):
-                for batch in await asyncio.to_thread(stream.take, position, image):
-                    yield batch
-                position += 1
-            for batch in stream.rest():
-                yield batch
-
         async def send(batch: list[Prepared]) -> tuple[list[Prepared], Any]:
             try:
                 return batch, await self._run(self._classify_call(scope, batch), scope)
@@ -250,8 +267,10 @@ class AsyncClient(BaseClient):
 
         pending: list[asyncio.Task[tuple[list[Prepared], Any]]] = []
 
-        async def collect(most: int) -> None:
-            """Wait until no more than so many requests are under way."""
+        async def results(batches: Iterable[list[Prepared]], most: int) -> AsyncIterator[Any]:
+            """Send batches; what is due, until no more than so many requests are under way."""
+            for batch in batches:
+                pending.append(asyncio.create_task(send(batch)))
             while pending and (len(pending) > most or pending[0].done()):
                 # In order, what is behind the oldest waits for it, so that it stays bounded.
                 awaited = pending[:1] if stream.ordered else pending
@@ -259,25 +278,48 @@ class AsyncClient(BaseClient):
                 for task in done:
                     pending.remove(task)
                     stream.put(*task.result())
-
-        try:
-            async for batch in batches():
-                pending.append(asyncio.create_task(send(batch)))
-                await collect(self._in_flight - 1)
-                for answer in stream.due():
-                    yield answer
-            while pending:
-                await collect(len(pending) - 1)
                 for answer in stream.due():
                     yield answer
             for answer in stream.due():
                 yield answer
+
+        failure: Exception | None = None
+        iterator = _each(images)
+        position = 0
+        try:
+            while True:
+                try:
+                    image = await anext(iterator)
+                except StopAsyncIteration:
+                    break
+                except Exception as error:  # the images' own: after the answers before it
+                    failure = error
+                    break
+                batches = await asyncio.to_thread(stream.take, position, image)
+                async for answer in results(batches, self._in_flight - 1):
+                    yield answer
+                position += 1
+            async for answer in results(stream.rest(), 0):
+                yield answer
         finally:
+            await iterator.aclose()
             for task in pending:
                 task.cancel()
+        if failure:
+            raise failure
 
 
-async def _each(images: Any) -> AsyncIterator[Any]:
+def _answered(task: asyncio.Task[Any]) -> bool:
+    return not task.cancelled() and task.exception() is None
+
+
+def _is_cancelled() -> bool:
+    """Whether somebody cancelled the task; Python 3.10 cannot tell."""
+    task = asyncio.current_task()
+    return bool(task and getattr(task, "cancelling", lambda: 0)())
+
+
+async def _each(images: Any) -> AsyncGenerator[Any, None]:
     if hasattr(images, "__aiter__"):
         async for image in images:
             yield image

@@ -44,20 +44,24 @@ def call_deadline(timeout: Timeout) -> float:
     return time.monotonic() + timeout.total if timeout.total is not None else float("inf")
 
 
-class Attempts:
+class Attempts(Generic[Link]):
     """The attempts of one request.
 
     Attributes:
         made: so far.
-        address: of the server that the last went to.
+        link: that the last one went through.
     """
 
-    def __init__(self, retry: Retry, budget: Budget, timeout: Timeout, deadline: float) -> None:
+    def __init__(
+        self, retry: Retry, budget: Budget, timeout: Timeout, deadline: float, servers: int
+    ) -> None:
         self._retry = retry
+        # Each server is asked once before none is said to be there.
+        self._tries_to_connect = max(retry.attempts, servers) if retry.attempts > 1 else 1
         self._budget = budget
         self._deadline = min(deadline, time.monotonic() + timeout.request)
         self.made = 0
-        self.address = ""
+        self.link: Link | None = None
         budget.earn()
 
     def begin(self) -> float:
@@ -72,7 +76,9 @@ class Attempts:
     def delay(self, code: grpc.StatusCode, details: str) -> float | None:
         """Seconds to wait before the next; None where there is none."""
         retry = self._retry
-        if code not in retry.codes or self.made >= retry.attempts or _TOO_LARGE in details:
+        unavailable = code is grpc.StatusCode.UNAVAILABLE
+        most = self._tries_to_connect if unavailable else retry.attempts
+        if code not in retry.codes or self.made >= most or _TOO_LARGE in details:
             return None
         longest = min(retry.max_delay, retry.first_delay * 2 ** (self.made - 1))
         import random  # nothing else needs it
@@ -91,16 +97,17 @@ class Rotation(Generic[Link]):
         self._resting: dict[int, float] = {}
         self._next = 0
 
-    def next(self) -> Link:
-        """The next one; where all rest, the one whose turn it is."""
+    def next(self, avoid: Link | None = None) -> Link:
+        """The next one that is not to be avoided and does not rest, or else whose turn it is."""
         first = self._next
         self._next = first + 1  # two threads may get the same: no harm
         links = self._links
-        if self._resting:
+        if self._resting or avoid is not None:
             now = time.monotonic()
             for turn in range(first, first + len(links)):
-                if self._resting.get(turn % len(links), 0.0) <= now:
-                    return links[turn % len(links)]
+                link = links[turn % len(links)]
+                if link is not avoid and self._resting.get(turn % len(links), 0.0) <= now:
+                    return link
         return links[first % len(links)]
 
     def failed(self, link: Link) -> None:

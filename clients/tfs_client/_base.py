@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import grpc
 
@@ -12,8 +13,16 @@ from tfs_client import _calls, _channels, _errors, _images
 from tfs_client._attempts import Attempts, Budget, Rotation, call_deadline
 from tfs_client._calls import Call
 from tfs_client._channels import DEFAULT_ADDRESS, Link, Target
-from tfs_client._errors import Asked, InvalidImageError, ServerError, TFSError
+from tfs_client._errors import (
+    AccessDeniedError,
+    Asked,
+    InvalidImageError,
+    ServerError,
+    TFSError,
+    UnsupportedError,
+)
 from tfs_client._options import (
+    MAX_SECONDS,
     TLS,
     CallOptions,
     Hooks,
@@ -27,9 +36,13 @@ from tfs_client._options import (
 from tfs_client._results import Classification, VersionStatus
 
 DEFAULT_MODEL = "googlenet"
-POLL_SECONDS = 0.1
+POLL_SECONDS, POLL_TIMEOUT = 0.1, 2.0
+# What is not about to change by waiting.
+FINAL = (AccessDeniedError, UnsupportedError)
 _TIMEOUT, _RETRY, _ONCE = Timeout(), Retry(), Retry(attempts=1)
 
+_OK = grpc.StatusCode.OK
+Result = TypeVar("Result")
 Errors = Literal["raise", "return"]
 Answer = Classification | TFSError
 
@@ -112,9 +125,9 @@ class BaseClient:
             ("max_request_bytes", max_request_bytes),
             ("in_flight", in_flight),
         ):
-            if number < 1:
-                raise ValueError(f"{name} is {number}: it must be at least 1")
-        if hedge is not None and hedge <= 0:
+            if not isinstance(number, int) or number < 1:
+                raise ValueError(f"{name} is {number}: it must be a whole number from 1")
+        if hedge is not None and not 0 < hedge <= MAX_SECONDS:
             raise ValueError(f"hedge={hedge}: it is a number of seconds above 0")
         self.address = address if isinstance(address, str) else ",".join(address)
         self.model = model
@@ -150,8 +163,9 @@ class BaseClient:
     # --- a call's own settings ---
 
     def _scope(self, options: CallOptions, signature: str = "") -> Scope:
-        if self._closed:
-            raise TFSError(f"{self.address}: this client is closed: make a new one")
+        self._check_open()
+        if unknown := options.keys() - CallOptions.__annotations__:
+            raise TypeError(f"unexpected keyword argument {min(unknown)!r}")
         model = options.get("model") or self.model
         version = _version(options.get("version"), options.get("version_label"))
         if version is None and model == self.model:  # the client's own version is of its own model
@@ -159,20 +173,30 @@ class BaseClient:
         given = options.get("timeout")
         timeout = self._timeout if given is None else Timeout.of(given)
         metadata = self._metadata
-        if "metadata" in options:
-            self._check_metadata(options["metadata"])
-            metadata = (*metadata, *options["metadata"])
+        more = options.get("metadata")
+        if more:
+            self._check_metadata(more)
+            metadata = (*metadata, *more)
         asked = Asked(model, version, signature)
         return Scope(asked, timeout, call_deadline(timeout), metadata, self._retry)
 
     def _poll(self, seconds: float, model: str | None, version: int | None) -> Scope:
         """Of a call that is made again and again anyway."""
-        return self._scope({"model": model, "version": version, "timeout": seconds})._replace(
-            retry=_ONCE
-        )
+        timeout = min(max(seconds, POLL_SECONDS), POLL_TIMEOUT)
+        scope = self._scope({"model": model, "version": version, "timeout": timeout})
+        return scope._replace(retry=_ONCE)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise TFSError(f"{self.address}: this client is closed: make a new one")
 
     def _check_metadata(self, metadata: Pairs) -> None:
-        if any(name.lower() == "authorization" for name, _ in metadata):
+        for name, value in metadata:
+            if not re.fullmatch(r"[0-9a-z_.-]+", name):
+                raise ValueError(f"metadata {name!r}: a name has small letters, digits, _ . and -")
+            if not name.endswith("-bin") and not _is_plain(value):
+                raise ValueError(f"metadata {name!r}: its value is not printable ASCII text")
+        if any(name == "authorization" for name, _ in metadata):
             self._check_secret("authorization metadata")
 
     def _check_secret(self, what: str) -> None:
@@ -184,18 +208,19 @@ class BaseClient:
 
     # --- one attempt ---
 
-    def _attempts(self, scope: Scope) -> Attempts:
-        return Attempts(scope.retry, self._budget, scope.timeout, scope.deadline)
+    def _attempts(self, scope: Scope) -> Attempts[Link]:
+        return Attempts(scope.retry, self._budget, scope.timeout, scope.deadline, len(self._links))
 
     def _headers(self, scope: Scope) -> Pairs:
         if self._token is None:
             return scope.metadata
         token = self._token if isinstance(self._token, str) else self._token()
-        return (*scope.metadata, ("authorization", f"Bearer {token}"))
+        if not isinstance(token, str) or not _is_plain(token.strip()):
+            raise TypeError("the token is not printable ASCII text")
+        return (*scope.metadata, ("authorization", f"Bearer {token.strip()}"))
 
-    def _begin(self, call: Call[Any], attempts: Attempts) -> Sent:
-        link = self._rotation.next()
-        attempts.address = link.address
+    def _begin(self, call: Call[Any], attempts: Attempts[Link]) -> Sent:
+        link = attempts.link = self._rotation.next(attempts.link)
         if self._hooks is None:
             return Sent(link)
         event = RequestEvent(
@@ -205,9 +230,8 @@ class BaseClient:
             self._hooks.on_request(event)
         return Sent(link, event, time.monotonic())
 
-    def _ended(self, sent: Sent, status: Any = None) -> None:
-        """Take note of how an attempt ended; `status` has code() and details() of a failure."""
-        code, details = (status.code(), status.details() or "") if status else (_OK, "")
+    def _ended(self, sent: Sent, code: grpc.StatusCode = _OK, details: str = "") -> None:
+        """Take note of how an attempt ended."""
         if code is grpc.StatusCode.UNAVAILABLE:
             self._rotation.failed(sent.link)
         elif code is _OK:
@@ -216,23 +240,33 @@ class BaseClient:
             seconds = time.monotonic() - sent.started
             self._hooks.on_response(ResponseEvent(sent.event, seconds, code, details))
 
-    def _delay(self, attempts: Attempts, status: Any) -> float | None:
-        """Seconds to wait before the next attempt; None where there is none."""
-        return None if self._closed else attempts.delay(status.code(), status.details() or "")
-
-    def _error(self, call: Call[Any], attempts: Attempts, status: Any) -> ServerError:
+    def _error(
+        self, call: Call[Any], attempts: Attempts[Link], link: Link, status: Any
+    ) -> ServerError:
         return _errors.server_error(
-            status.code(), status.details() or "", attempts.address, call.asked, attempts.made
+            status.code(), status.details() or "", link.address, call.asked, attempts.made
         )
 
-    def _too_late(self, call: Call[Any], attempts: Attempts) -> ServerError:
+    def _too_late(self, call: Call[Any], attempts: Attempts[Link]) -> ServerError:
         return _errors.server_error(
             grpc.StatusCode.DEADLINE_EXCEEDED,
             "no time is left",
-            attempts.address or self.address,
+            self.address,
             call.asked,
             attempts.made - 1,
         )
+
+    def _read(self, call: Call[Result], attempts: Attempts[Link], response: Any) -> Result:
+        try:
+            return call.read(response)
+        except (ValueError, TypeError, LookupError) as error:
+            raise _errors.server_error(
+                grpc.StatusCode.INTERNAL,
+                f"its answer cannot be read: {error}",
+                attempts.link.address if attempts.link else self.address,
+                call.asked,
+                attempts.made,
+            ) from error
 
     # --- images ---
 
@@ -247,7 +281,8 @@ class BaseClient:
         return _calls.classify(scope.asked.model, scope.asked.version, batch)
 
 
-_OK = grpc.StatusCode.OK
+def _is_plain(text: str | bytes) -> bool:
+    return isinstance(text, str) and text.isascii() and text.isprintable()
 
 
 def _version(number: int | None, label: str | None) -> int | str | None:
@@ -277,13 +312,13 @@ class Stream:
         self._next = 0
 
     def take(self, position: int, image: Any) -> list[list[_images.Prepared]]:
-        """Read one more image; returns the batches that are now complete."""
+        """Read one more image; returns the batches that are to be sent now."""
+        complete: list[list[_images.Prepared]] = []
         try:
-            prepared = _images.prepare(position, image)
+            complete += self._grouping.add(_images.prepare(position, image))
         except InvalidImageError as error:
             self._waiting[position] = error
-            return []
-        return list(self._grouping.add(prepared))
+        return [*complete, *self._grouping.overdue(position)]
 
     def rest(self) -> Iterator[list[_images.Prepared]]:
         """The batches that are not full."""

@@ -74,6 +74,9 @@ def predict(
     asked: Asked, inputs: Mapping[str, ArrayLike], outputs: Sequence[str]
 ) -> Call[Prediction]:
     """Any signature, numpy in and out."""
+    if isinstance(outputs, str):
+        raise TypeError(f"outputs is the text {outputs!r}: it must be a list of names")
+    _check_named("inputs", inputs)
     tensors = {name: _to_proto(name, value) for name, value in inputs.items()}
     return _predict(asked, tensors, outputs, _prediction)
 
@@ -81,8 +84,15 @@ def predict(
 def _to_proto(name: str, value: ArrayLike) -> _wire.Pieces:
     try:
         return _tensors.to_proto(_tensors.as_array(value))
-    except (TypeError, ValueError) as error:
-        raise type(error)(f"input {name!r}: {error}") from error
+    except TypeError as error:
+        raise TypeError(f"input {name!r}: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"input {name!r}: {error}") from error
+
+
+def _check_named(what: str, values: Any) -> None:
+    if not isinstance(values, Mapping) or not all(isinstance(name, str) for name in values):
+        raise TypeError(f"{what} must be a dict by name, not a {type(values).__name__}")
 
 
 def _predict(
@@ -128,7 +138,10 @@ def classify(
 
 
 def _labels(classes: list[bytes], scores: list[float]) -> tuple[Label, ...]:
-    return tuple(Label(name.decode(), score) for name, score in zip(classes, scores, strict=True))
+    return tuple(
+        Label(name.decode(errors="replace"), score)
+        for name, score in zip(classes, scores, strict=True)
+    )
 
 
 def regress(asked: Asked, examples: Iterable[Example]) -> Call[Regression]:
@@ -158,6 +171,7 @@ def multi_inference(
     tasks: Mapping[str, Literal["classify", "regress"]],
 ) -> Call[dict[str, list[Classification] | Regression]]:
     """Several signatures of one model on the same examples."""
+    _check_named("tasks", tasks)
     for signature, method in tasks.items():
         if method not in METHODS:
             raise ValueError(f"task {signature!r} is {method!r}: it must be classify or regress")
@@ -203,6 +217,11 @@ def _inferred(result: Any) -> list[Classification] | Regression:
 
 
 def _input(examples: Iterable[Example]) -> tfs_pb2.Input:
+    if isinstance(examples, Mapping):
+        raise TypeError("examples is one example: give a list of them")
+    examples = list(examples)
+    for example in examples:
+        _check_named("each of the examples", example)
     found = [
         tfs_pb2.Example(
             features=tfs_pb2.Features(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import grpc
 from tfs_client._calls import Call
 from tfs_client._errors import TFSError
 
+_SCHEMES = ("unix:", "unix-abstract:", "dns:", "ipv4:", "ipv6:", "vsock:")
 DEFAULT_ADDRESS = "localhost:8500"
 KEEPALIVE_SECONDS = 10.0  # the least; gRPC's servers hang up on clients that ask more often
 
@@ -53,13 +55,20 @@ class Link:
         self._open = open_channel
         self._methods: dict[str, Any] = {}
         self._lock = threading.Lock()
+        self.closed = False
 
     def method(self, call: Call[Any]) -> Any:
-        """What sends such a call."""
+        """What sends such a call.
+
+        Raises:
+            ValueError: it is closed, as gRPC says it of a channel.
+        """
         found = self._methods.get(call.method)
         if found is not None:
             return found
         with self._lock:
+            if self.closed:
+                raise ValueError("this channel is closed")
             if self.channel is None:
                 self.channel = self._open(self._target)
             self._methods[call.method] = self.channel.unary_unary(
@@ -108,7 +117,9 @@ def targets(
 
 def _check_address(address: str) -> None:
     """Refuse what gRPC would take for port 443 (no port) or modulo 65536 (a large one)."""
-    _, _, port = address.rpartition(":")
-    scheme = "://" in address or address.startswith(("unix:", "dns:", "ipv4:", "ipv6:"))
-    if not scheme and not (port.isdecimal() and 0 < int(port) < 65536 and address != f":{port}"):
+    host, _, port = address.rpartition(":")
+    scheme = "://" in address or address.startswith(_SCHEMES)
+    known = re.fullmatch(r"[^\s:,]+|\[[0-9a-fA-F:.%\w]+\]", host, re.ASCII)
+    number = re.fullmatch(r"\d{1,5}", port, re.ASCII)
+    if not scheme and not (known and number and 0 < int(port) < 65536):
         raise TFSError(f"address {address!r} is not host:port, such as {DEFAULT_ADDRESS}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import queue
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -14,10 +13,10 @@ import grpc
 
 from tfs_client import _calls, _images
 from tfs_client._attempts import Attempts
-from tfs_client._base import POLL_SECONDS, BaseClient, Errors, Scope, Stream, available
+from tfs_client._base import FINAL, POLL_SECONDS, BaseClient, Errors, Scope, Stream, available
 from tfs_client._calls import Call, Example
-from tfs_client._channels import Target
-from tfs_client._errors import NotFoundError, NotReadyError, TFSError, UnavailableError
+from tfs_client._channels import Link, Target
+from tfs_client._errors import NotReadyError, ServerError, TFSError
 from tfs_client._images import Image, Prepared
 from tfs_client._options import CallOptions
 from tfs_client._results import Classification, Metadata, Prediction, Regression, VersionStatus
@@ -54,6 +53,7 @@ class Client(BaseClient):
         """Close the connections; calls after it raise TFSError."""
         self._closed = True
         for link in self._links:
+            link.closed = True
             if link.channel is not None:
                 link.channel.close()
 
@@ -143,7 +143,11 @@ class Client(BaseClient):
             ordered: results in the order of the images, or as they come; a result's `position`
                 says whose it is.
             errors: as in `classify`.
+
+        Raises:
+            TypeError: it is one image.
         """
+        _images.check_several(images)
         return self._classify_all(images, self._stream(ordered, errors), self._scope(options))
 
     def predict(
@@ -213,17 +217,19 @@ class Client(BaseClient):
             NotReadyError: none was within `timeout` seconds.
         """
         deadline = time.monotonic() + timeout
-        seen = "no server"
-        while (left := deadline - time.monotonic()) > 0:
+        while True:
             try:
-                scope = self._poll(left, model, version)
+                scope = self._poll(deadline - time.monotonic(), model, version)
                 ready, seen = available(self._run(_calls.status(scope.asked), scope))
                 if ready is not None:
                     return ready
-            except (UnavailableError, NotFoundError) as error:
+            except FINAL:
+                raise
+            except ServerError as error:
                 seen = str(error)
-            time.sleep(min(POLL_SECONDS, max(0.0, deadline - time.monotonic())))
-        raise NotReadyError(self.address, model or self.model, timeout, seen)
+            if time.monotonic() + POLL_SECONDS > deadline:
+                raise NotReadyError(self.address, model or self.model, timeout, seen)
+            time.sleep(POLL_SECONDS)
 
     def _open(self, target: Target) -> grpc.Channel:
         channel = (
@@ -237,28 +243,36 @@ class Client(BaseClient):
         attempts = self._attempts(scope)
         send = self._send if self._hedge is None else self._send_hedged
         while (left := attempts.begin()) > 0:
+            self._check_open()
             try:
-                return call.read(send(call, scope, attempts, left))
-            except grpc.RpcError as error:  # what a call raises is a Call too
-                delay = self._delay(attempts, error)
-                if delay is None:
-                    raise self._error(call, attempts, error) from error
+                response = send(call, scope, attempts, left)
+            except ServerError as error:
+                delay = attempts.delay(error.code, error.details)
+                if delay is None or self._closed:
+                    raise
                 time.sleep(delay)
+            except ValueError:  # gRPC's word for a closed channel
+                self._check_open()
+                raise
+            else:
+                return self._read(call, attempts, response)
         raise self._too_late(call, attempts)
 
-    def _send(self, call: Call[Any], scope: Scope, attempts: Attempts, left: float) -> Any:
+    def _send(self, call: Call[Any], scope: Scope, attempts: Attempts[Link], left: float) -> Any:
         sent = self._begin(call, attempts)
         method = sent.link.method(call)
         try:
             response = method(call.request, timeout=left, metadata=self._headers(scope))
-        except grpc.RpcError as error:
-            self._ended(sent, error)
-            raise
+        except grpc.RpcError as error:  # what a call raises is a Call too
+            self._ended(sent, error.code(), error.details() or "")
+            raise self._error(call, attempts, sent.link, error) from error
         self._ended(sent)
         return response
 
-    def _send_hedged(self, call: Call[Any], scope: Scope, attempts: Attempts, left: float) -> Any:
-        done: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    def _send_hedged(
+        self, call: Call[Any], scope: Scope, attempts: Attempts[Link], left: float
+    ) -> Any:
+        done: queue.SimpleQueue[tuple[Any, Link]] = queue.SimpleQueue()
         started: list[Any] = []
 
         def start(seconds: float) -> None:
@@ -269,50 +283,43 @@ class Client(BaseClient):
 
             def ended(future: Any) -> None:
                 try:
-                    self._ended(sent, None if future.code() is grpc.StatusCode.OK else future)
+                    self._ended(sent, future.code(), future.details() or "")
                 finally:  # whatever a hook raises
-                    done.put(future)
+                    done.put((future, sent.link))
 
             future.add_done_callback(ended)
 
         start(left)
         try:
             try:
-                first = done.get(timeout=self._hedge)
+                first, link = done.get(timeout=self._hedge)
             except queue.Empty:
                 if attempts.may_copy() and (left := attempts.begin()) > 0:
                     start(left)
-                first = done.get()
+                first, link = done.get()
             if len(started) > 1 and first.code() is not grpc.StatusCode.OK:
-                first = done.get()
-            return first.result()
+                first, link = done.get()
+            if first.code() is grpc.StatusCode.OK:
+                return first.result()
+            raise self._error(call, attempts, link, first) from first.exception()
         finally:
             for future in started:
                 future.cancel()
 
     def _classify_all(self, images: Iterable[Any], stream: Stream, scope: Scope) -> Iterator[Any]:
-        def batches() -> Iterator[list[Prepared]]:
-            for position, image in enumerate(images):
-                yield from stream.take(position, image)
-            yield from stream.rest()
-
         def send(batch: list[Prepared]) -> tuple[list[Prepared], Any]:
             try:
                 return batch, self._run(self._classify_call(scope, batch), scope)
             except TFSError as error:
                 return batch, error
 
-        coming = batches()
-        head = list(itertools.islice(coming, 2))
-        if len(head) < 2:  # needs no threads
-            for batch in head:
-                stream.put(*send(batch))
-            yield from stream.due()
-            return
         pending: list[Future[tuple[list[Prepared], Any]]] = []
+        pool = ThreadPoolExecutor(self._in_flight, thread_name_prefix="tfs-client")
 
-        def results(most: int) -> Iterator[Any]:
-            """What is due, until no more than so many requests are under way."""
+        def results(batches: Iterable[list[Prepared]], most: int) -> Iterator[Any]:
+            """Send batches; what is due, until no more than so many requests are under way."""
+            for batch in batches:
+                pending.append(pool.submit(send, batch))
             while pending and (len(pending) > most or pending[0].done()):
                 # In order, what is behind the oldest waits for it, so that it stays bounded.
                 awaited = pending[:1] if stream.ordered else pending
@@ -320,13 +327,22 @@ class Client(BaseClient):
                     pending.remove(future)
                     stream.put(*future.result())
                 yield from stream.due()
-
-        pool = ThreadPoolExecutor(self._in_flight, thread_name_prefix="tfs-client")
-        try:
-            for batch in itertools.chain(head, coming):
-                pending.append(pool.submit(send, batch))
-                yield from results(self._in_flight - 1)
-            yield from results(0)
             yield from stream.due()
+
+        failure: Exception | None = None
+        iterator = enumerate(images)
+        try:
+            while True:
+                try:
+                    position, image = next(iterator)
+                except StopIteration:
+                    break
+                except Exception as error:  # the images' own: after the answers before it
+                    failure = error
+                    break
+                yield from results(stream.take(position, image), self._in_flight - 1)
+            yield from results(stream.rest(), 0)
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+        if failure:
+            raise failure

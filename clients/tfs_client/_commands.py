@@ -17,7 +17,7 @@ import numpy as np
 from tfs_client._client import Client
 from tfs_client._errors import InvalidImageError, ServerError, TFSError
 from tfs_client._results import Classification, TensorSpec
-from tfs_client._tensors import Array
+from tfs_client._tensors import Array, plain_array
 from tfs_client.bench import closed_loop, report
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".gif", ".bmp"})
@@ -51,6 +51,8 @@ def _sources(arguments: list[str]) -> tuple[list[str], list[str | bytes]]:
     images: list[str | bytes] = []
     for argument in arguments:
         if argument == "-":
+            if sys.stdin is None:
+                raise UsageError("standard input is closed: name files")
             content = sys.stdin.buffer.read()
             if content.startswith(_MAGIC):
                 names.append("-")
@@ -66,7 +68,11 @@ def _sources(arguments: list[str]) -> tuple[list[str], list[str | bytes]]:
 
 def _files(argument: str) -> list[str]:
     path = Path(argument)
-    if path.is_dir():
+    try:
+        folder, exists = path.is_dir(), path.exists()
+    except (OSError, ValueError):  # what is wrong with it is said of the image
+        return [argument]
+    if folder:
         found = sorted(
             str(file)
             for file in path.rglob("*")
@@ -75,7 +81,7 @@ def _files(argument: str) -> list[str]:
         if not found:
             raise UsageError(f"{argument}: has no images ({', '.join(sorted(SUFFIXES))})")
         return found
-    if glob.has_magic(argument) and not path.exists():
+    if glob.has_magic(argument) and not exists:
         found = sorted(glob.glob(argument, recursive=True))
         if not found:
             raise UsageError(f"{argument}: no file has such a name")
@@ -85,7 +91,7 @@ def _files(argument: str) -> list[str]:
 
 def _with_progress(answers: Iterator[Any], count: int) -> Iterator[Any]:
     """Show a bar where nothing else is shown."""
-    if sys.stdout.isatty() or not sys.stderr.isatty():
+    if (sys.stdout and sys.stdout.isatty()) or not (sys.stderr and sys.stderr.isatty()):
         return answers
     try:
         from tqdm import tqdm
@@ -146,9 +152,13 @@ def predict(client: Client, options: argparse.Namespace) -> int:
         raise UsageError(f"no signature {name!r}: there are {', '.join(signatures)}")
     specs = signatures[name].inputs
     inputs = dict(_input(text, specs) for text in options.inputs)
-    answer = client.predict(inputs, signature=options.signature)
+    try:
+        answer = client.predict(inputs, signature=options.signature)
+    except (TypeError, ValueError) as error:
+        raise UsageError(str(error)) from error
     outputs = {key: _plain(value.tolist()) for key, value in answer.outputs.items()}
-    print(json.dumps({"outputs": outputs, "model": answer.model, "version": answer.version}))
+    text = {"outputs": outputs, "model": answer.model, "version": answer.version}
+    print(json.dumps(text, default=lambda number: [number.real, number.imag]))
     return 0
 
 
@@ -161,23 +171,30 @@ def _input(text: str, specs: dict[str, TensorSpec]) -> tuple[str, Array]:
     try:
         given = _from_file(Path(value[1:])) if value.startswith("@") else _from_json(value)
         return name, _as_dtype(given, specs[name].dtype)
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, EOFError, RecursionError) as error:
         raise UsageError(f"input {name}: {error}") from error
 
 
 def _from_file(path: Path) -> Array:
     """A .npy file's array, or any other file's bytes as a batch of one string."""
     if path.suffix == ".npy":
-        array: Array = np.load(path, allow_pickle=False)
+        array = np.load(path, allow_pickle=False)
+        if not isinstance(array, np.ndarray):
+            raise ValueError(f"{path} is an archive: give one array")
         return array
     return np.array([path.read_bytes()], object)
 
 
 def _from_json(text: str) -> Array:
     try:
-        return np.asarray(json.loads(text))
+        return plain_array(json.loads(text, object_hook=_from_b64))
     except json.JSONDecodeError:
         raise ValueError(f"{text!r} is not JSON; a string needs its quotes") from None
+
+
+def _from_b64(value: dict[str, Any]) -> Any:
+    """Bytes, as TensorFlow Serving's REST API has them."""
+    return base64.b64decode(value["b64"], validate=True) if set(value) == {"b64"} else value
 
 
 def _as_dtype(array: Array, name: str) -> Array:
@@ -247,6 +264,8 @@ def reload(client: Client, options: argparse.Namespace) -> int:
 def bench(client: Client, options: argparse.Namespace) -> int:
     """Measure how many images a second the server classifies."""
     names, _ = _sources(options.images)
+    if not names:
+        raise UsageError("no images are named")
     answers = client.classify(names)
     images = [Path(path).read_bytes() for path in names]
     expected = [answer.label for answer in answers]

@@ -67,6 +67,16 @@ def is_single(images: Any) -> bool:
     return isinstance(images, one) or hasattr(images, "read") or _is_pillow(images)
 
 
+def check_several(images: Any) -> None:
+    """Refuse one image.
+
+    Raises:
+        TypeError: it is one, whose bytes or letters would be taken for images.
+    """
+    if is_single(images):
+        raise TypeError(f"a {type(images).__name__} is one image: use classify, or give a list")
+
+
 def _is_pillow(image: Any) -> bool:
     pillow = sys.modules.get("PIL.Image")  # whoever has such an image has loaded it
     return pillow is not None and isinstance(image, pillow.Image)
@@ -86,8 +96,8 @@ def prepare(position: int, image: Any) -> Prepared:
     if _is_pillow(image):
         name = getattr(image, "filename", "") or unnamed
         try:
-            return Prepared(position, name, np.asarray(image.convert("RGB")))
-        except OSError as error:  # Pillow reads when it must
+            return Prepared(position, name, _pixels(position, np.asarray(image.convert("RGB"))))
+        except (OSError, ValueError) as error:  # Pillow reads when it must
             raise InvalidImageError(name, f"cannot be read: {error}", position) from error
     if hasattr(image, "read"):
         return _from_file(position, image)
@@ -113,7 +123,7 @@ def _pixels(position: int, image: _tensors.Array) -> _tensors.Array:
             f"pixels must be uint8 [height, width, 3], not {image.dtype} {list(image.shape)}",
             position,
         )
-    return image
+    return image.copy()  # a camera's next picture may be put into the same array
 
 
 def _from_file(position: int, file: BinaryIO) -> Prepared:
@@ -156,10 +166,14 @@ class Grouping:
         group.append(image)
         if len(group) == self._most:
             yield waiting.pop(kind)
-        if waiting:
-            oldest = next(iter(waiting.values()))[0]
-            if image.position - oldest.position >= REACH * self._most:
-                yield waiting.pop(oldest.kind)
+
+    def overdue(self, position: int) -> Iterator[list[Prepared]]:
+        """The groups whose first image lies too far behind a position."""
+        while self._waiting:
+            oldest = next(iter(self._waiting.values()))[0]
+            if position - oldest.position < REACH * self._most:
+                return
+            yield self._waiting.pop(oldest.kind)
 
     def rest(self) -> Iterator[list[Prepared]]:
         """The groups that are not full."""

@@ -32,7 +32,7 @@ class CallOptions(TypedDict, total=False):
     version: int | None
     version_label: str | None
     timeout: float | Timeout | None
-    metadata: Pairs
+    metadata: Pairs | None
 
 
 @dataclass(frozen=True)
@@ -152,6 +152,9 @@ class TLS:
         )
 
 
+_BEGIN = b"-----BEGIN"
+
+
 def _shown(source: str | os.PathLike[str] | bytes | None) -> str:
     return "<bytes>" if isinstance(source, bytes) else repr(source)
 
@@ -159,13 +162,16 @@ def _shown(source: str | os.PathLike[str] | bytes | None) -> str:
 def _pem(name: str, source: str | os.PathLike[str] | bytes | None) -> bytes | None:
     if source is None:
         return None
+    if isinstance(source, str) and _BEGIN.decode() in source:
+        raise TFSError(f"TLS {name}: this is PEM text: give it as bytes, or a file's path")
     try:
         content = source if isinstance(source, bytes) else _read(source)
-    except OSError as error:
-        raise TFSError(f"TLS {name} {source!r}: cannot be read: {error.strerror}") from error
-    if b"-----BEGIN" not in content:
+    except (OSError, ValueError) as error:  # a path with a null character is a ValueError
+        reason = getattr(error, "strerror", None) or error
+        raise TFSError(f"TLS {name} {source!r}: cannot be read: {reason}") from error
+    if _BEGIN not in content:
         what = "these bytes are" if isinstance(source, bytes) else f"{source!r} is"
-        raise TFSError(f"TLS {name}: {what} not PEM (-----BEGIN …)")
+        raise TFSError(f"TLS {name}: {what} not PEM ({_BEGIN.decode()} …)")
     return content
 
 

@@ -121,7 +121,10 @@ def to_proto(array: Array) -> Pieces:
     name = _name(array.dtype)
     if array.size > 1 and name not in _NEVER_PACKED:
         return numbers(name, array.shape, [array])
-    return [_head(name, array.shape), _values(_KINDS[name].field, array.reshape(-1))]
+    return [
+        _head(name, array.shape),
+        _values(_KINDS[name].field, np.ascontiguousarray(array).reshape(-1)),
+    ]
 
 
 def _values(name: str, flat: Array) -> bytes:
