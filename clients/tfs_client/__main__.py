@@ -18,6 +18,7 @@ environment's TFS_TOKEN.
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -44,12 +45,13 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     parser = _parser()
     options = parser.parse_args(arguments)
-    if hasattr(sys.stdout, "reconfigure"):  # names of files may be any bytes
+    if sys.stdout is None:  # it is closed
+        sys.stdout = io.StringIO()
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may be any bytes
         sys.stdout.reconfigure(errors="surrogateescape")
     try:
         code = _run(parser, options)
-        if sys.stdout:
-            sys.stdout.flush()
+        sys.stdout.flush()
         return code
     except TFSError as error:
         print(f"tfs: error: {error}", file=sys.stderr)

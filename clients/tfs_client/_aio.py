@@ -86,7 +86,8 @@ class AsyncClient(BaseClient):
     ) -> Any:
         """As Client.classify; the images may come from an asynchronous iterator too."""
         if not _images.is_single(images):
-            return [answer async for answer in self.classify_iter(images, errors=errors, **options)]
+            answers = self._classify_all(images, self._stream(True, errors), self._scope(options))
+            return [answer async for answer in answers]
         scope = self._scope(options)
         prepared = await asyncio.to_thread(_images.prepare, 0, images)
         (answer,) = await self._run(self._classify_call(scope, [prepared]), scope)

@@ -27,8 +27,9 @@ class Budget:
 
     def earn(self) -> None:
         """A request is made."""
-        with self._lock:
-            self._saved = min(_BURST, self._saved + self._share)
+        if self._saved < _BURST:
+            with self._lock:
+                self._saved = min(_BURST, self._saved + self._share)
 
     def spend(self) -> bool:
         """Whether one more may be sent."""

@@ -164,6 +164,10 @@ class BaseClient:
 
     def _scope(self, options: CallOptions, signature: str = "") -> Scope:
         self._check_open()
+        if not options:
+            asked = Asked(self.model, self._version, signature)
+            deadline = call_deadline(self._timeout)
+            return Scope(asked, self._timeout, deadline, self._metadata, self._retry)
         if unknown := options.keys() - CallOptions.__annotations__:
             raise TypeError(f"unexpected keyword argument {min(unknown)!r}")
         model = options.get("model") or self.model

@@ -91,7 +91,8 @@ def _to_proto(name: str, value: ArrayLike) -> _wire.Pieces:
 
 
 def _check_named(what: str, values: Any) -> None:
-    if not isinstance(values, Mapping) or not all(isinstance(name, str) for name in values):
+    named = isinstance(values, (dict, Mapping))
+    if not named or [name for name in values if not isinstance(name, str)]:
         raise TypeError(f"{what} must be a dict by name, not a {type(values).__name__}")
 
 

@@ -101,7 +101,8 @@ class Client(BaseClient):
             ServerError: a request failed.
         """
         if not _images.is_single(images):
-            return list(self.classify_iter(images, errors=errors, **options))
+            stream = self._stream(True, errors)
+            return list(self._classify_all(images, stream, self._scope(options)))
         scope = self._scope(options)
         (answer,) = self._run(self._classify_call(scope, [_images.prepare(0, images)]), scope)
         if isinstance(answer, TFSError):

@@ -91,7 +91,7 @@ def _files(argument: str) -> list[str]:
 
 def _with_progress(answers: Iterator[Any], count: int) -> Iterator[Any]:
     """Show a bar where nothing else is shown."""
-    if (sys.stdout and sys.stdout.isatty()) or not (sys.stderr and sys.stderr.isatty()):
+    if sys.stdout.isatty() or not (sys.stderr and sys.stderr.isatty()):
         return answers
     try:
         from tqdm import tqdm

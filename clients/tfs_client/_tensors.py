@@ -190,7 +190,8 @@ def from_proto(proto: tfs_pb2.TensorProto) -> Array:
     if proto.tensor_content:
         values = np.frombuffer(proto.tensor_content, dtype or np.uint16)
     else:
-        values = _listed(getattr(proto, _KINDS[name].field), _KINDS[name].field, dtype)
+        field = _KINDS[name].field
+        values = _listed(getattr(proto, field)[:], field, dtype)
     if dtype is None:  # the upper half of a float32
         values = (values.astype(np.uint32) << 16).view(np.float32)
     return _filled(values, shape)
@@ -209,6 +210,8 @@ def _listed(values: Any, field: str, dtype: np.dtype[Any] | None) -> Array:
 
 def _filled(values: Array, shape: tuple[int, ...], nothing: object = 0) -> Array:
     """Of a shape; the last value stands for those that are left out (TensorFlow's tensor.proto)."""
+    if values.shape == shape:
+        return values
     missing = math.prod(shape) - values.size
     if missing:
         last = values[-1] if values.size else nothing

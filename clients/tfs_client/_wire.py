@@ -7,6 +7,7 @@ protobuf writes, and all are joined once (https://protobuf.dev/programming-guide
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 
 Pieces = Sequence[bytes | memoryview]
@@ -24,13 +25,17 @@ def predict_request(
 
     They are the bytes that protobuf itself writes when it is asked for the same from run to run.
     """
-    pieces = field(_MODEL_SPEC, [spec])
+    pieces: list[bytes | memoryview] = [_known(_MODEL_SPEC, spec)]
     for name in sorted(tensors):
-        entry = field(_KEY, [name.encode()]) + field(_VALUE, tensors[name])
-        pieces += field(_INPUTS, entry)
+        pieces += field(_INPUTS, [_known(_KEY, name.encode()), *field(_VALUE, tensors[name])])
     for name in output_filter:
-        pieces += field(_OUTPUT_FILTER, [name.encode()])
+        pieces.append(_known(_OUTPUT_FILTER, name.encode()))
     return b"".join(pieces)
+
+
+@functools.lru_cache(maxsize=1024)  # names come again and again
+def _known(number: int, content: bytes) -> bytes:
+    return b"".join(field(number, [content]))
 
 
 def field(number: int, pieces: Pieces) -> list[bytes | memoryview]:

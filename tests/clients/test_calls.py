@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 import tfs_client
 from tfs_client import (
+    AccessDeniedError,
     Classification,
     Hooks,
+    InternalError,
     InvalidImageError,
     InvalidRequestError,
     Label,
@@ -204,6 +206,71 @@ def test_an_iterator_that_raises_raises_through(connect, server):
         connect(server.address, batch_size=2).classify(broken())
 
 
+def test_answers_due_before_an_error_of_the_iterator_are_handed_out(connect, server):
+    def broken():
+        yield from (str(i).encode() for i in range(6))
+        raise RuntimeError("no more")
+
+    answers = connect(server.address, batch_size=4).classify_iter(broken())
+    assert [next(answers).label for _ in range(6)] == [str(i) for i in range(6)]
+    with pytest.raises(RuntimeError, match="no more"):
+        next(answers)
+
+
+def test_a_stream_of_bad_images_is_handed_out_as_it_comes(connect, server):
+    client = connect(server.address, batch_size=4)
+    images = itertools.chain([b"good"], itertools.repeat("/no/such.png"))
+    answers = client.classify_iter(images, errors="return")
+    assert next(answers).label == "good"
+    assert isinstance(next(answers), InvalidImageError)
+    answers.close()
+    with pytest.raises(InvalidImageError):
+        next(client.classify_iter(itertools.repeat("/no/such.png")))
+
+
+def test_one_array_may_hold_one_picture_after_the_other(connect, server):
+    def camera():
+        frame = np.zeros((2, 2, 3), np.uint8)
+        for i in range(5):
+            frame[:] = i
+            yield frame
+
+    labels = [answer.label for answer in connect(server.address).classify(camera())]
+    assert labels == [f"pixels {i}" for i in range(5)]
+
+
+def test_one_image_is_no_stream(connect, server):
+    client = connect(server.address)
+    for image in ("a.png", b"a", io.BytesIO(b"a"), PIXELS):
+        with pytest.raises(TypeError, match="is one image: use classify"):
+            list(client.classify_iter(image))
+
+
+def test_a_client_that_is_closed_meanwhile_says_so(connect, server):
+    client = connect(server.address, batch_size=1, in_flight=1)
+    answers = client.classify_iter([b"x"] * 3, errors="return")
+    next(answers)
+    client.close()
+    assert all(isinstance(answer, TFSError) for answer in answers)
+    other = connect(server.address)
+    answers = other.classify_iter([b"x"] * 3)
+    other.close()
+    with pytest.raises(TFSError, match="is closed"):
+        next(answers)
+
+
+def test_an_answer_that_makes_no_sense_is_the_servers_error(connect):
+    def short(*_):
+        return {"classes": [["a"]], "scores": [[1.0]], "valid": [True]}
+
+    with FakeServer(predict=short) as server:
+        client = connect(server.address)
+        with pytest.raises(InternalError, match="its answer cannot be read"):
+            client.classify([b"a", b"b"])
+        answers = client.classify([b"a", b"b"], errors="return")
+        assert [type(answer) for answer in answers] == [InternalError] * 2
+
+
 # --- other methods
 
 
@@ -311,6 +378,20 @@ def test_status_metadata_and_waiting(connect, server):
     assert time.monotonic() - started < 2
 
 
+def test_waiting_outlives_what_may_pass(connect, server):
+    client = connect(server.address)
+    server.fail(grpc.StatusCode.RESOURCE_EXHAUSTED)
+    server.fail(grpc.StatusCode.CANCELLED)
+    server.fail(None, delay=3.0)
+    started = time.monotonic()
+    assert client.wait_until_ready(20) == 7
+    assert time.monotonic() - started < 4
+    server.fail(grpc.StatusCode.UNAUTHENTICATED)
+    with pytest.raises(AccessDeniedError):
+        client.wait_until_ready(20)
+    assert client.wait_until_ready(0) == 7
+
+
 def test_waiting_ends_when_a_server_comes(connect):
     server = FakeServer()
     with server:
@@ -373,7 +454,21 @@ def test_a_closed_client_says_so(connect, server):
 
 
 @pytest.mark.parametrize(
-    "address", ["", "localhost", "localhost:", ":8500", "localhost:99999", "a:b", ["a:1", "b"]]
+    "address",
+    [
+        "",
+        "localhost",
+        "localhost:",
+        ":8500",
+        "localhost:99999",
+        "a:b",
+        ["a:1", "b"],
+        "::1",
+        "fe80::1",
+        "a:1,b:1",
+        " localhost:1",
+        "localhost:８５００",
+    ],
 )
 def test_an_address_that_is_none_is_named(connect, address):
     with pytest.raises(TFSError, match="is not host:port"):
@@ -404,6 +499,28 @@ def test_errors_go_from_process_to_process():
         assert type(back) is type(error)
         assert str(back) == str(error)
         assert vars(back) == vars(error)
+
+
+def test_a_mistake_is_named_not_ignored(connect, server):
+    client = connect(server.address)
+    for mistaken, words in (
+        (lambda: client.status(timout=1), "'timout'"),
+        (lambda: client.classify([b"a"], ordered=False), "'ordered'"),
+        (lambda: client.predict({"x": 1}, outputs="y"), "outputs is the text 'y'"),
+        (lambda: client.predict([1, 2]), "inputs must be a dict by name"),
+        (lambda: client.predict({1: 2}), "inputs must be a dict by name"),
+        (lambda: client.regress({"x": 1}), "one example: give a list"),
+        (lambda: client.regress(["x"]), "each of the examples must be a dict"),
+        (lambda: client.multi_inference([{"x": 1}], ["a"]), "tasks must be a dict"),
+    ):
+        with pytest.raises(TypeError, match=words):
+            mistaken()
+    for metadata in ([("Team", "a")], [("team", "a\n")], [("team", "ä")], [("a b", "a")]):
+        with pytest.raises(ValueError, match="metadata '"):
+            client.status(metadata=metadata)
+    with pytest.raises(ValueError, match="input 'x'"):
+        client.predict({"x": "\ud800"})
+    client.status(metadata=None, version=None, version_label=None, model=None, timeout=None)
 
 
 # --- hooks

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pty
+import shlex
 import signal
 import subprocess
 import sys
@@ -205,6 +206,8 @@ def test_answers_as_json_lines_and_csv(server, photos, capsys):
 def test_predict_takes_json_arrays_and_files(client, image, server, tmp_path, capsys):
     pixels = np.full((1, 20, 20, 3), 200, np.uint8)
     np.save(tmp_path / "pixels.npy", pixels)
+    empty = tmp_path / "empty.npy"
+    empty.write_bytes(b"")
     address = ["--address", client.address]
     arguments = ["--signature", "predict_images", f"images=@{tmp_path / 'pixels.npy'}"]
     assert main(["predict", *address, *arguments]) == 0
@@ -223,6 +226,8 @@ def test_predict_takes_json_arrays_and_files(client, image, server, tmp_path, ca
         ("images=@/no/such.npy", "No such file"),
         ("nope=[1]", "no input 'nope': there are images"),
         ("images", "'images' is not NAME=VALUE"),
+        (f"images=@{empty}", "input images: "),
+        (f"images={'[' * 100_000}", "input images: "),
     ):
         arguments[-1] = bad
         assert main(["predict", *address, *arguments]) == 2
@@ -235,7 +240,8 @@ def test_predict_takes_json_arrays_and_files(client, image, server, tmp_path, ca
 
 def test_bytes_in_answers_are_as_in_rest(server, capsys):
     server.predict = lambda *_: {"y": np.array([b"text", b"\xff"], object), "z": 1.5}
-    assert run(server, "predict", 'image_bytes=["a"]') == 0
+    assert run(server, "predict", 'image_bytes=[{"b64": "YQ=="}]') == 0
+    assert server.requests[-1].message.inputs["image_bytes"].string_val == [b"a"]
     assert json.loads(capsys.readouterr().out) == {
         "outputs": {"y": ["text", {"b64": "/w=="}], "z": 1.5}, "model": "googlenet", "version": 2
     }  # fmt: skip
@@ -262,6 +268,24 @@ def test_a_token_comes_from_the_environment_and_not_in_the_clear(server, monkeyp
     error = capsys.readouterr().err
     assert "in the clear" in error
     assert "s3cret" not in error
+    monkeypatch.setenv("TFS_TOKEN", "")
+    assert run(server, "status") == 0
+
+
+def test_mistakes_are_one_line(server, photos, capsys):
+    for arguments in (
+        ["status", "--version", 10**20],
+        ["status", "--key", photos / "b.png"],
+        ["predict", "image_bytes=null"],
+        ["predict", 'image_bytes=["\\ud800"]'],
+        ["bench", "/nowhere/*"],
+    ):
+        assert run(server, *arguments) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("tfs: error: ")
+        assert len(error.splitlines()) == 1
+    assert run(server, "classify", "x" * 5000) == 1
+    assert "cannot be read" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "tcsh"])
@@ -306,3 +330,22 @@ def test_a_slow_run_shows_its_progress_on_a_terminal_and_nowhere_else(server, ph
         [*command, *images], capture_output=True, text=True, timeout=60, check=True
     )
     assert quiet.stderr == ""
+
+
+@pytest.mark.parametrize("command", ["status", "metadata", "classify"])
+def test_output_that_goes_nowhere_is_no_traceback(server, photos, command):
+    (photos / b"caf\xe9.png".decode(errors="surrogateescape")).write_bytes(b"x")
+    arguments = [command, "--address", server.address]
+    if command == "classify":
+        arguments += ["--format", "csv", str(photos)]
+    words = " ".join(map(shlex.quote, [sys.executable, "-m", "tfs_client", *arguments]))
+    for line, code, errors in (
+        (f"{words} | true; exit ${{PIPESTATUS[0]}}", 0, ""),
+        (f"{words} >/dev/full", 2, "tfs: error: cannot write: No space left on device\n"),
+        (f"{words} >&-", 0, ""),
+        (f"PYTHONIOENCODING=utf-8:strict {words} >/dev/null", 0, ""),
+    ):
+        done = subprocess.run(
+            ["bash", "-c", line], capture_output=True, text=True, timeout=60, check=False
+        )
+        assert (done.returncode, done.stderr) == (code, errors), line

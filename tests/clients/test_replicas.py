@@ -46,6 +46,26 @@ def test_a_copy_goes_to_another_server(connect):
         assert [len(slow.requests), len(fast.requests)] == [1, 1]
 
 
+def test_a_copy_goes_to_another_server_whoever_calls_in_between(connect):
+    with two_servers() as (slow, fast):
+        client = connect([slow.address, fast.address], hedge=0.3)
+        rotation = client._rotation  # as if another thread had called
+        slow.fail(None, delay=3.0)
+        threading.Timer(0.1, rotation.next).start()
+        started = time.monotonic()
+        client.classify(b"x")
+        assert time.monotonic() - started < 2.0
+
+
+def test_one_that_lives_is_found_among_many_dead(connect, server):
+    dead = []
+    for _ in range(6):
+        with FakeServer() as gone:
+            dead.append(gone.address)
+    client = connect([*dead, server.address], timeout=10)
+    assert client.classify(b"x").label == "cat"
+
+
 def test_a_dead_server_costs_no_call_and_gets_traffic_when_it_is_back(connect):
     with two_servers() as (one, other):
         client = connect([one.address, other.address])

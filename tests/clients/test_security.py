@@ -112,6 +112,24 @@ def test_a_file_that_is_none_is_named(connect, tmp_path, name, authority):
         connect("localhost:1", tls=TLS(**{**good, name: tmp_path / "junk.pem"}))
 
 
+def test_the_text_of_a_key_is_not_shown():
+    text = "-----BEGIN PRIVATE KEY-----\nMIISECRET"
+    with pytest.raises(TFSError, match="give it as bytes") as caught:
+        TLS(certificate=b"-----BEGIN", key=text).credentials()
+    assert "SECRET" not in str(caught.value)
+    with pytest.raises(TFSError, match="cannot be read"):
+        TLS(ca="a\0b").credentials()
+
+
+def test_a_token_is_text_on_one_line(connect, server):
+    client = connect(server.address, token=f"{TOKEN}\n", plaintext_token=True)
+    client.status()
+    assert server.requests[0].metadata["authorization"] == f"Bearer {TOKEN}"
+    for token in ("a\nb", "ä", lambda: None):
+        with pytest.raises(TypeError, match="the token is not printable"):
+            connect(server.address, token=token, plaintext_token=True).status()
+
+
 def test_a_certificate_needs_its_key():
     with pytest.raises(ValueError, match="certificate and key go together"):
         TLS(certificate="me.pem")
