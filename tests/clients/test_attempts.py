@@ -15,7 +15,7 @@ from tfs_client import (
 )
 from tfs_client._attempts import Budget, Rotation
 
-SLACK = 0.3
+SLACK = 0.6  # of a machine that is busy
 
 
 def test_what_is_safe_is_tried_again(connect, server):
@@ -135,7 +135,7 @@ def test_a_copy_of_a_slow_request_may_win(connect, server):
 
 def test_a_copy_that_fails_does_not_spoil_the_first(connect, server):
     client = connect(server.address, hedge=0.1)
-    server.fail(None, delay=0.5)
+    server.fail(None, delay=1.5)
     server.fail(grpc.StatusCode.INTERNAL)
     assert client.classify(b"x").label == "cat"
     assert len(server.requests) == 2
@@ -143,7 +143,7 @@ def test_a_copy_that_fails_does_not_spoil_the_first(connect, server):
 
 def test_where_both_fail_the_error_is_told(connect, server):
     client = connect(server.address, hedge=0.1)
-    server.fail(grpc.StatusCode.INTERNAL, delay=0.3, times=2)
+    server.fail(grpc.StatusCode.INTERNAL, delay=1.0, times=2)
     with pytest.raises(InternalError) as caught:
         client.classify(b"x")
     assert caught.value.attempts == 2
@@ -155,7 +155,7 @@ def test_copies_keep_to_the_budget_and_the_deadline(connect, server):
     client.classify(b"x")
     assert len(server.requests) == 1
     slow = connect(server.address, hedge=0.05)
-    server.fail(None, delay=1.0, times=2)
+    server.fail(None, delay=2.0, times=2)
     started = time.monotonic()
     with pytest.raises(DeadlineExceededError):
         slow.classify(b"x", timeout=0.3)

@@ -19,7 +19,8 @@ VERSIONS = [
     if (match := re.fullmatch(r"Programming Language :: Python :: (3\.\d+)", classifier))
 ]
 SHARED = ["test_calls.py", "test_attempts.py"]
-IMPORTS_SECONDS, RESIDENT_MB, OWN_MB = 0.2, 45, 4
+IMPORTS_SECONDS, OWN_TIMES = 0.2, 1.6
+RESIDENT_MB, OWN_MB = 45, 4
 
 
 def interpreter(version: str) -> str | None:
@@ -76,9 +77,11 @@ def test_it_needs_little_loads_fast_and_stays_small(python):
         return [min(map(float, column)) for column in zip(*runs, strict=True)]
 
     seconds, megabytes = least("tfs_client")
-    assert seconds < IMPORTS_SECONDS
-    # What gRPC and numpy themselves take differs by ten megabytes from one Python to another.
-    assert megabytes < max(RESIDENT_MB, least("grpc, numpy")[1] + OWN_MB)
+    needed_seconds, needed_megabytes = least("grpc, numpy")
+    # What gRPC and numpy themselves take differs by ten megabytes from one Python to another, and
+    # twofold from machine to machine.
+    assert seconds < max(IMPORTS_SECONDS, OWN_TIMES * needed_seconds)
+    assert megabytes < max(RESIDENT_MB, needed_megabytes + OWN_MB)
 
 
 def test_it_classifies(python, client):
