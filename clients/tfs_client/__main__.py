@@ -8,6 +8,7 @@
     tfs wait --timeout 60
     tfs reload models.config
     tfs bench samples/*.png
+    tfs bench --rate 50,100 samples/*.png
     tfs completion bash
 
 Exit codes: 0 all went well; 1 an image could not be classified, or a benchmark's call failed; 2 a
@@ -31,6 +32,7 @@ from tfs_client._client import Client
 from tfs_client._commands import UsageError
 from tfs_client._errors import InvalidImageError, NotReadyError, ServerError, TFSError
 from tfs_client._options import MAX_SECONDS, TLS, Retry, Timeout
+from tfs_client.bench import open_loop
 
 TOKEN = "TFS_TOKEN"
 BAD_IMAGE, USAGE, SERVER, INTERRUPTED = 1, 2, 3, 130
@@ -92,16 +94,17 @@ def _exit_code(error: TFSError) -> int:
 def _client(options: argparse.Namespace) -> Client:
     encrypted = options.tls or options.ca or options.cert or options.key
     try:
-        return Client(
-            options.address.split(","),
-            options.model,
-            Timeout(request=options.timeout),
-            version=options.version,
-            version_label=options.version_label,
-            tls=TLS(options.ca, options.cert, options.key) if encrypted else None,
-            token=os.environ.get(TOKEN) or None,
-            retry=Retry(attempts=options.attempts),
-        )
+        options.settings = {
+            "address": options.address.split(","),
+            "model": options.model,
+            "timeout": Timeout(request=options.timeout),
+            "version": options.version,
+            "version_label": options.version_label,
+            "tls": TLS(options.ca, options.cert, options.key) if encrypted else None,
+            "token": os.environ.get(TOKEN) or None,
+            "retry": Retry(attempts=options.attempts),
+        }
+        return Client(**options.settings)
     except ValueError as error:
         raise UsageError(str(error)) from error
 
@@ -148,8 +151,17 @@ def _parser() -> _Parser:
     bench.set_defaults(attempts=1)  # what fails is to be seen
     bench.add_argument("images", nargs="+", metavar="FILE", help="images that are sent in turn")
     bench.add_argument("--seconds", type=_positive, default=10.0, help="each measurement's")
+    load = bench.add_mutually_exclusive_group()
+    load.add_argument(
+        "--concurrency", type=_counts, default=(1, 8, 32), metavar="N[,N…]",
+        help="callers, each of which waits for its answer",
+    )  # fmt: skip
+    load.add_argument(
+        "--rate", type=_rates, metavar="R[,R…]",
+        help="requests a second, in place of callers, which do not wait for each other",
+    )  # fmt: skip
     bench.add_argument(
-        "--concurrency", type=_counts, default=(1, 8, 32), metavar="N[,N…]", help="callers"
+        "--arrivals", choices=open_loop.ARRIVALS, default="poisson", help="of a --rate"
     )
     text = "Print a script that completes this command's arguments in a shell."
     completion = commands.add_parser("completion", help=text, description=text)
@@ -174,6 +186,10 @@ def _positive(text: str) -> float:
     if not 0 < value <= MAX_SECONDS:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0 and to {MAX_SECONDS}")
     return value
+
+
+def _rates(text: str) -> tuple[float, ...]:
+    return tuple(_positive(part) for part in text.split(","))
 
 
 def _counts(text: str) -> tuple[int, ...]:

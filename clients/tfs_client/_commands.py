@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import base64
 import csv
 import glob
@@ -14,11 +15,12 @@ from typing import Any
 
 import numpy as np
 
+from tfs_client._aio import AsyncClient
 from tfs_client._client import Client
 from tfs_client._errors import InvalidImageError, ServerError, TFSError
 from tfs_client._results import Classification, TensorSpec
 from tfs_client._tensors import Array, plain_array
-from tfs_client.bench import closed_loop, report
+from tfs_client.bench import closed_loop, open_loop, report
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".gif", ".bmp"})
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM")
@@ -273,10 +275,28 @@ def bench(client: Client, options: argparse.Namespace) -> int:
         f"{client.model} version {answers[0].version} at {client.address}: "
         f"{len(images)} images in turn, {options.seconds:g} s a line"
     )
-    print(report.HEADER)
+    if options.rate:
+        return asyncio.run(_bench_at_rates(options, images, expected))
+    print(report.CLOSED_HEADER)
     bad = 0
     for callers in options.concurrency:
         result = closed_loop.measure(client, images, expected, callers, options.seconds)
-        print(report.row(result), flush=True)
+        print(report.closed_row(result), flush=True)
         bad += result.wrong + result.errors.total()
+    return 1 if bad else 0
+
+
+async def _bench_at_rates(
+    options: argparse.Namespace, images: list[bytes], expected: list[str]
+) -> int:
+    print(report.OPEN_HEADER)
+    bad = 0
+    async with AsyncClient(**options.settings) as client:
+        await client.classify(images[0])  # the first call opens the connection
+        for rate in options.rate:
+            result = await open_loop.measure(
+                client, images, expected, rate, options.seconds, options.arrivals
+            )
+            print(report.open_row(result), flush=True)
+            bad += result.wrong + result.errors.total() + (not result.valid)
     return 1 if bad else 0

@@ -97,6 +97,19 @@ def test_bench_prints_a_row_for_each_number_of_callers(client, image, capsys):
     assert one.split()[-2:] == ["0", "0"]
 
 
+def test_bench_sends_at_rates(server, photos, capsys):
+    arguments = ["--rate", "20,40", "--arrivals", "constant", "--seconds", "1", photos / "b.png"]
+    code = run(server, "bench", *arguments)
+    shown = capsys.readouterr().out
+    assert code == ("INVALID" in shown)  # as it may be on a machine that is busy
+    _, header, slow, fast = shown.splitlines()
+    assert header.split()[:2] == ["rate", "images/s"]
+    assert (slow.split()[0], fast.split()[0]) == ("20", "40")
+    assert 15 < float(slow.split()[1]) < 25
+    with pytest.raises(SystemExit):
+        run(server, "bench", "--rate", "0", photos / "b.png")
+
+
 def test_bench_names_a_bad_image_and_fails_when_calls_do(image, models, tmp_path, capsys):
     junk = tmp_path / "junk.png"
     junk.write_bytes(b"junk")
