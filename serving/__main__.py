@@ -201,5 +201,6 @@ def _log_access(**fields: object) -> None:
 if __name__ == "__main__":
     code = main()
     logging.shutdown()
+    sys.stdout.flush()
     # Not sys.exit: a request that outlasts the grace has a thread that Python would wait for.
     os._exit(code)
