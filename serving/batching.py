@@ -38,6 +38,7 @@ _ROW_BITS = 31  # of a ticket; the rest is the request's number
 Run = Callable[[dict[str, np.ndarray], Sequence[str]], list[np.ndarray]]
 
 _serial = itertools.count()
+_making = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -356,8 +357,13 @@ class _Scheduler:
             return session.compiled(self._session, [self._tickets.name], [ended.name])
 
 
-@functools.cache
 def _scheduler() -> _Scheduler:
+    with _making:  # or two models that are asked at once for the first time get one each
+        return _the_scheduler()
+
+
+@functools.cache
+def _the_scheduler() -> _Scheduler:
     return _Scheduler()
 
 
