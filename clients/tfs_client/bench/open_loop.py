@@ -104,7 +104,8 @@ async def measure(
     start = time.perf_counter()
 
     async def call(position: int, meant: float, measured: bool) -> None:
-        lag = time.perf_counter() - meant
+        if measured:
+            result.lags.append(time.perf_counter() - meant)
         try:
             answer = await client.classify(images[position])
         except TFSError as error:
@@ -117,7 +118,6 @@ async def measure(
             result.wrong += 1
             return
         result.latencies.append(time.perf_counter() - meant)
-        result.lags.append(lag)
 
     tasks = set()
     try:
