@@ -8,6 +8,7 @@ from collections.abc import (
     AsyncGenerator,
     AsyncIterable,
     AsyncIterator,
+    Callable,
     Iterable,
     Mapping,
     Sequence,
@@ -89,7 +90,7 @@ class AsyncClient(BaseClient):
             answers = self._classify_all(images, self._stream(True, errors), self._scope(options))
             return [answer async for answer in answers]
         scope = self._scope(options)
-        prepared = await asyncio.to_thread(_images.prepare, 0, images)
+        prepared = await _reading(images, _images.prepare, 0, images)
         (answer,) = await self._run(self._classify_call(scope, [prepared]), scope)
         if isinstance(answer, TFSError):
             raise answer
@@ -296,7 +297,7 @@ class AsyncClient(BaseClient):
                 except Exception as error:  # the images' own: after the answers before it
                     failure = error
                     break
-                batches = await asyncio.to_thread(stream.take, position, image)
+                batches = await _reading(image, stream.take, position, image)
                 async for answer in results(batches, self._in_flight - 1):
                     yield answer
                 position += 1
@@ -308,6 +309,13 @@ class AsyncClient(BaseClient):
                 task.cancel()
         if failure:
             raise failure
+
+
+async def _reading(image: Any, function: Callable[..., Result], *arguments: Any) -> Result:
+    """Call a function that reads an image, in a thread where that means a file."""
+    if _images.is_in_memory(image):
+        return function(*arguments)
+    return await asyncio.to_thread(function, *arguments)
 
 
 def _answered(task: asyncio.Task[Any]) -> bool:

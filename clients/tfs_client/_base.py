@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -65,7 +66,7 @@ class Sent(NamedTuple):
     started: float = 0.0
 
 
-class BaseClient:
+class BaseClient(ABC):
     """A client's settings.
 
     Args:
@@ -157,8 +158,9 @@ class BaseClient:
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.address!r}, model={self.model!r})"
 
+    @abstractmethod
     def _open(self, target: Target) -> Any:
-        raise NotImplementedError
+        """A channel of the client's kind."""
 
     # --- a call's own settings ---
 

@@ -67,6 +67,11 @@ def is_single(images: Any) -> bool:
     return isinstance(images, one) or hasattr(images, "read") or _is_pillow(images)
 
 
+def is_in_memory(image: Any) -> bool:
+    """Whether preparing it reads no file, which may take its time."""
+    return isinstance(image, (bytes, bytearray, memoryview, np.ndarray))
+
+
 def check_several(images: Any) -> None:
     """Refuse one image.
 

@@ -39,7 +39,6 @@ Regress = Callable[["dict[str, list[Any]]"], float]
 """An example's features -> its value."""
 
 _STOP_SECONDS = 5.0
-_NAMES = {"image_bytes": "serving_default", "images": "predict_images"}
 
 
 @dataclass(frozen=True)
@@ -248,7 +247,7 @@ class FakeServer:
         (name, images), *more = inputs.items()
         if self.predict:
             outputs = dict(self.predict(request.model_spec.signature_name, inputs))
-        elif not more and _NAMES.get(name) == request.model_spec.signature_name:
+        elif not more and name == SIGNATURES.get(request.model_spec.signature_name, ("",))[0]:
             outputs = self._classified(list(images))
         else:
             outputs = dict(inputs)
