@@ -40,7 +40,7 @@ $(READY): constraints.txt pyproject.toml clients/pyproject.toml
 	@test -x $(BIN)/pip || $(PYTHON) -m venv .venv || \
 	  { echo 'make: cannot make a virtual environment: install python3.11-venv' >&2; exit 2; }
 	@PIP_CONSTRAINT=constraints.txt $(BIN)/pip install --disable-pip-version-check \
-	  $(if $(MAKE_TERMOUT),,--quiet) -e clients -e '.[dev]'
+	  $(if $(MAKE_TERMOUT),,--quiet) -e 'clients[bench]' -e '.[dev]'
 	@touch $@
 
 demo: $(READY) ## everything once: data, train, evaluate, export, publish, serve, classify
@@ -93,7 +93,7 @@ classify: $(READY) ## classify IMAGE on the server at ADDRESS
 	@$(BIN)/tfs classify --address "$(ADDRESS)" "$(IMAGE)"
 
 benchmark: $(READY) ## measure the published model on a server of its own, or what is at ADDRESS
-	@$(PIPELINE) benchmark $(if $(DATASET),--dataset "$(DATASET)") $(ADDRESS_FLAG)
+	@$(PIPELINE) benchmark $(if $(DATASET),--dataset "$(DATASET)") $(ADDRESS_FLAG) -- $(FLAGS)
 
 benchmark-training: $(READY) ## measure training, beside PyTorch where it is installed
 	@$(PIPELINE) benchmark-training $(MIRROR_FLAG) $(FLAGS)

@@ -150,6 +150,7 @@ def benchmark(options: Namespace) -> int:
         samples.folder(options.dataset or "fashion_mnist", options.data_dir),
         Path(options.repository),
         options.address,
+        options.flags,
     )
 
 
@@ -211,6 +212,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "--run": {"type": Path, "help": "a run's folder; the newest if left out"},
     "--runs": {"type": Path, "default": Path("runs"), "help": "where run folders are"},
     "--address": {"help": "host:port of a server; benchmark starts one if it is left out"},
+    "flags": {"nargs": "*", "metavar": "FLAG", "help": "of `tfs bench`, after --"},
     "--rounds": {"type": int, "default": 5, "help": "turns of each configuration"},
     "--seconds": {"type": float, "default": 6.0, "help": "length of a turn"},
     "--output": {"type": Path, "help": "file to write the printed text into as well"},
@@ -282,7 +284,7 @@ STAGES = {
     rollback: ("--address", "--wait-seconds", "--repository"),
     versions: ("--repository",),
     prune: ("--keep", "--repository"),
-    benchmark: ("--dataset", "--data-dir", "--repository", "--address"),
+    benchmark: ("--dataset", "--data-dir", "--repository", "--address", "flags"),
     benchmark_training: ("--data-dir", "--mirror", "--rounds", "--seconds", "--output"),
     benchmark_graph: ("--rounds", "--seconds", "--output"),
     benchmark_server: ("--rounds", "--seconds", "--output"),

@@ -7,11 +7,12 @@
     tfs metadata
     tfs wait --timeout 60
     tfs reload models.config
-    tfs bench samples/*.png
-    tfs bench --rate 50,100 samples/*.png
+    tfs bench --images samples/ --rate 50,100 --output before/
+    tfs bench compare before/ after/
     tfs completion bash
 
-Exit codes: 0 all went well; 1 an image could not be classified, or a benchmark's call failed; 2 a
+Exit codes: 0 all went well; 1 an image could not be classified, a
+benchmark's request failed, or a comparison found a regression; 2 a
 usage error; 3 the server failed, or was not ready; 130 Ctrl-C. A bearer token is taken from the
 environment's TFS_TOKEN.
 """
@@ -23,16 +24,18 @@ import io
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
 
 from tfs_client import _commands
+from tfs_client._arguments import count, counts, pairs, positive, rates
 from tfs_client._base import DEFAULT_MODEL
 from tfs_client._channels import DEFAULT_ADDRESS
 from tfs_client._client import Client
 from tfs_client._commands import UsageError
 from tfs_client._errors import InvalidImageError, NotReadyError, ServerError, TFSError
-from tfs_client._options import MAX_SECONDS, TLS, Retry, Timeout
-from tfs_client.bench import open_loop
+from tfs_client._options import TLS, Retry, Timeout
+from tfs_client.bench import loads, payloads
 
 TOKEN = "TFS_TOKEN"
 BAD_IMAGE, USAGE, SERVER, INTERRUPTED = 1, 2, 3, 130
@@ -75,6 +78,9 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(parser: _Parser, options: argparse.Namespace) -> int:
     if "shell" in options:
         return _completion(parser, options.shell)
+    if "offline" in options:
+        found: int = options.offline(options)
+        return found
     with _client(options) as client:
         code: int = options.run(client, options)
         return code
@@ -122,7 +128,7 @@ def _parser() -> _Parser:
         added.add_argument("--version", type=int, help="the model's version")
         added.add_argument("--version-label", help="a version's label, in place of its number")
         added.add_argument(
-            "--timeout", type=_positive, default=Timeout().request, help="seconds a request"
+            "--timeout", type=positive, default=Timeout().request, help="seconds a request"
         )
         added.add_argument("--tls", action="store_true", help="encrypt, with the system's CAs")
         added.add_argument("--ca", metavar="FILE", help="encrypt, with the CAs of a PEM file")
@@ -147,26 +153,80 @@ def _parser() -> _Parser:
     command(_commands.metadata)
     command(_commands.wait)
     command(_commands.reload).add_argument("config", metavar="FILE", help="a models.config")
-    bench = command(_commands.bench)
-    bench.set_defaults(attempts=1)  # what fails is to be seen
-    bench.add_argument("images", nargs="+", metavar="FILE", help="images that are sent in turn")
-    bench.add_argument("--seconds", type=_positive, default=10.0, help="each measurement's")
-    load = bench.add_mutually_exclusive_group()
-    load.add_argument(
-        "--concurrency", type=_counts, default=(1, 8, 32), metavar="N[,N…]",
-        help="callers, each of which waits for its answer",
-    )  # fmt: skip
-    load.add_argument(
-        "--rate", type=_rates, metavar="R[,R…]",
-        help="requests a second, in place of callers, which do not wait for each other",
-    )  # fmt: skip
-    bench.add_argument(
-        "--arrivals", choices=open_loop.ARRIVALS, default="poisson", help="of a --rate"
-    )
+    _add_bench(command(_commands.bench))
     text = "Print a script that completes this command's arguments in a shell."
     completion = commands.add_parser("completion", help=text, description=text)
     completion.add_argument("shell", choices=("bash", "zsh", "tcsh"))
     return parser
+
+
+def _add_bench(bench: _Parser) -> None:
+    bench.set_defaults(attempts=1)  # what fails is to be seen
+    bench.add_argument(
+        "--images", nargs="+", metavar="FILE",
+        help="files, folders, patterns, which are sent in turn; made ones, if not given",
+    )  # fmt: skip
+    bench.add_argument(
+        "--payload", choices=payloads.DTYPES, default="encoded", help="what an image is sent as"
+    )
+    bench.add_argument(
+        "--size", type=count, default=payloads.SIZE, help="height and width of pixels, made images"
+    )
+    bench.add_argument(
+        "--batch", type=counts, default=(1,), metavar="N[,N…]", help="images in a request"
+    )
+    bench.add_argument("--signature", help="the first that takes the payload, if not given")
+    load = bench.add_mutually_exclusive_group()
+    load.add_argument(
+        "--concurrency", type=counts, metavar="N[,N…]",
+        help="callers, each of which waits for its answer; 1,8,32 if no load is named",
+    )  # fmt: skip
+    load.add_argument(
+        "--rate", type=rates, metavar="R[,R…]", help="requests a second, which nobody waits for"
+    )
+    load.add_argument(
+        "--steps", type=pairs("RATE:SECONDS"), metavar="R:S[,R:S…]",
+        help="rates one after another, each for some seconds",
+    )  # fmt: skip
+    load.add_argument(
+        "--burst", type=pairs("REQUESTS:SECONDS"), metavar="N:S[,N:S…]",
+        help="so many requests at once, every so many seconds",
+    )  # fmt: skip
+    load.add_argument(
+        "--replay", metavar="FILE", help="requests at a file's moments, in seconds, one a line"
+    )
+    load.add_argument(
+        "--scenario", choices=("single-stream", "server", "offline", "all"), help="MLPerf's"
+    )
+    bench.add_argument(
+        "--arrivals", choices=loads.ARRIVALS, default="poisson", help="of the requests of a --rate"
+    )
+    bench.add_argument(
+        "--limit-ms", type=positive, default=100.0, help="of p99 in scenario server (100)"
+    )
+    bench.add_argument(
+        "--seconds", type=positive, default=3.0,
+        help="of a window (3); there are three to ten, until they agree, after one to warm up",
+    )  # fmt: skip
+    bench.add_argument("--repeats", type=count, default=1, help="of each load, in turn (1)")
+    bench.add_argument("--senders", type=count, default=1, help="processes that send (1)")
+    bench.add_argument("--seed", type=int, default=0, help="of made images and moments (0)")
+    bench.add_argument(
+        "--metrics", metavar="URL", help="of the server's metrics, to set beside each load"
+    )
+    bench.add_argument(
+        "--output", type=Path, metavar="FOLDER", help="for the report: JSON, CSV, HTML, PNG"
+    )
+    more = bench.add_subparsers(metavar="compare")
+    text = _commands.compare.__doc__
+    compare = more.add_parser("compare", help=text, description=text)
+    compare.add_argument("before", help="a folder of --output, or its report.json")
+    compare.add_argument("after", help="the same")
+    compare.add_argument(
+        "--tolerance", type=positive, default=5.0, metavar="PERCENT",
+        help="by which a figure may be worse (5)",
+    )  # fmt: skip
+    compare.set_defaults(offline=_commands.compare)
 
 
 def _completion(parser: _Parser, shell: str) -> int:
@@ -176,30 +236,6 @@ def _completion(parser: _Parser, shell: str) -> int:
         raise UsageError("completion needs shtab: pip install 'tfs-client[command]'") from None
     print(shtab.complete(parser, shell))
     return 0
-
-
-def _positive(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value <= MAX_SECONDS:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0 and to {MAX_SECONDS}")
-    return value
-
-
-def _rates(text: str) -> tuple[float, ...]:
-    return tuple(_positive(part) for part in text.split(","))
-
-
-def _counts(text: str) -> tuple[int, ...]:
-    try:
-        counts = tuple(int(part) for part in text.split(","))
-    except ValueError:
-        counts = (0,)
-    if min(counts) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list of whole numbers from 1")
-    return counts
 
 
 if __name__ == "__main__":

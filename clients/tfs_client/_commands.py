@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import base64
 import csv
 import glob
@@ -15,12 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from tfs_client._aio import AsyncClient
 from tfs_client._client import Client
 from tfs_client._errors import InvalidImageError, ServerError, TFSError
 from tfs_client._results import Classification, TensorSpec
 from tfs_client._tensors import Array, plain_array
-from tfs_client.bench import closed_loop, open_loop, report
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".gif", ".bmp"})
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM")
@@ -264,39 +261,23 @@ def reload(client: Client, options: argparse.Namespace) -> int:
 
 
 def bench(client: Client, options: argparse.Namespace) -> int:
-    """Measure how many images a second the server classifies."""
-    names, _ = _sources(options.images)
-    if not names:
-        raise UsageError("no images are named")
-    answers = client.classify(names)
-    images = [Path(path).read_bytes() for path in names]
-    expected = [answer.label for answer in answers]
-    print(
-        f"{client.model} version {answers[0].version} at {client.address}: "
-        f"{len(images)} images in turn, {options.seconds:g} s a line"
-    )
-    if options.rate:
-        return asyncio.run(_bench_at_rates(options, images, expected))
-    print(report.CLOSED_HEADER)
-    bad = 0
-    for callers in options.concurrency:
-        result = closed_loop.measure(client, images, expected, callers, options.seconds)
-        print(report.closed_row(result), flush=True)
-        bad += result.wrong + result.errors.total()
-    return 1 if bad else 0
+    """Measure how many images a second the server classifies, and how fast."""
+    names: list[str] = []
+    if options.images:
+        names, _ = _sources(options.images)
+    code: int = _bench_command().bench(client, options, names)
+    return code
 
 
-async def _bench_at_rates(
-    options: argparse.Namespace, images: list[bytes], expected: list[str]
-) -> int:
-    print(report.OPEN_HEADER)
-    bad = 0
-    async with AsyncClient(**options.settings) as client:
-        await client.classify(images[0])  # the first call opens the connection
-        for rate in options.rate:
-            result = await open_loop.measure(
-                client, images, expected, rate, options.seconds, options.arrivals
-            )
-            print(report.open_row(result), flush=True)
-            bad += result.wrong + result.errors.total() + (not result.valid)
-    return 1 if bad else 0
+def compare(options: argparse.Namespace) -> int:
+    """Compare two reports of a benchmark; the exit code is 1 for a regression."""
+    code: int = _bench_command().compare(options)
+    return code
+
+
+def _bench_command() -> Any:
+    try:
+        from tfs_client.bench import command
+    except ImportError as error:
+        raise UsageError(f"benchmarks need {error.name}: pip install 'tfs-client[bench]'") from None
+    return command

@@ -74,7 +74,10 @@ def test_no_server_is_one_line(image, capsys):
         (["classify"], "required: FILE"),
         (["nope"], "invalid choice: 'nope'"),
         (["status", "--timeout", "0"], "'0' is not a number above 0"),
-        (["bench", "--concurrency", "1,x", "a.png"], "'1,x' is not a list"),
+        (["bench", "--concurrency", "1,x"], "'1,x' is not a list"),
+        (["bench", "--steps", "5"], "'5' is not RATE:SECONDS"),
+        (["bench", "--senders", "1,2"], "'1,2' is not a whole number"),
+        (["bench", "--rate", "5", "--burst", "1:1"], "not allowed with"),
     ],
 )
 def test_usage_errors_are_one_line(arguments, words, capsys):
@@ -86,42 +89,50 @@ def test_usage_errors_are_one_line(arguments, words, capsys):
     assert len(error.splitlines()) == 1
 
 
-def test_bench_prints_a_row_for_each_number_of_callers(client, image, capsys):
-    arguments = ["--concurrency", "1,4", "--seconds", "1", image]
-    assert main(["bench", "--address", client.address, *arguments]) == 0
+def test_bench_prints_a_row_for_each_load_and_writes_a_report(server, photos, tmp_path, capsys):
+    arguments = ["--images", photos / "b.png", "--seconds", "0.5", "--output", tmp_path / "out"]
+    code = run(server, "bench", "--concurrency", "1,4", "--repeats", "2", *arguments)
     title, header, one, four = capsys.readouterr().out.splitlines()
-    assert title == f"googlenet version 1 at {client.address}: 1 images in turn, 1 s a line"
-    assert header.split()[:2] == ["callers", "images/s"]
-    assert (one.split()[0], four.split()[0]) == ("1", "4")
-    assert float(one.split()[1]) > 1
-    assert one.split()[-2:] == ["0", "0"]
+    assert title.startswith(f"googlenet version 2 at {server.address}: encoded payload, windows of")
+    assert header.split()[:2] == ["load", "images/s"]
+    assert one.split()[:2] == ["1", "caller"]
+    assert four.split()[:2] == ["4", "callers"]
+    assert code == ("INVALID" in one + four)  # as it may be on a machine that is busy
+    assert float(four.split()[2]) > 10
+    assert run(server, "bench", "compare", tmp_path / "out", tmp_path / "out") == 0
+    assert "1.000 (" in capsys.readouterr().out
 
 
-def test_bench_sends_at_rates(server, photos, capsys):
-    arguments = ["--rate", "20,40", "--arrivals", "constant", "--seconds", "1", photos / "b.png"]
-    code = run(server, "bench", *arguments)
+@pytest.mark.parametrize(
+    ("load", "rows"),
+    [
+        (["--rate", "20,40", "--arrivals", "constant"], ["20/s even", "40/s even"]),
+        (["--steps", "20:0.5,40:0.5"], ["20:0.5,40:0.5"]),
+        (["--burst", "4:0.1"], ["4 each 0.1 s"]),
+        (["--replay", "moments.txt"], ["replay of 2"]),
+    ],
+)
+def test_bench_sends_loads_that_do_not_wait(server, photos, monkeypatch, capsys, load, rows):
+    monkeypatch.chdir(photos)
+    Path("moments.txt").write_text("7\n7.5\n")
+    code = run(server, "bench", *load, "--images", "b.png", "--seconds", "0.5")
     shown = capsys.readouterr().out
-    assert code == ("INVALID" in shown)  # as it may be on a machine that is busy
-    _, header, slow, fast = shown.splitlines()
-    assert header.split()[:2] == ["rate", "images/s"]
-    assert (slow.split()[0], fast.split()[0]) == ("20", "40")
-    assert 15 < float(slow.split()[1]) < 25
-    with pytest.raises(SystemExit):
-        run(server, "bench", "--rate", "0", photos / "b.png")
+    assert code == ("INVALID" in shown)
+    found = shown.splitlines()[2:]
+    assert len(found) == len(rows)
+    assert all(line.strip().startswith(row) for line, row in zip(found, rows, strict=True))
 
 
 def test_bench_names_a_bad_image_and_fails_when_calls_do(image, models, tmp_path, capsys):
     junk = tmp_path / "junk.png"
     junk.write_bytes(b"junk")
     with local_server.serving(models) as client:
-        bench = ["bench", "--address", client.address, "--concurrency", "2"]
+        bench = ["bench", "--address", client.address, "--concurrency", "2", "--images"]
         assert main([*bench, image, str(junk)]) == 1
-        assert (
-            capsys.readouterr().err == f"tfs: error: {junk}: is not a JPEG, PNG, GIF or BMP image\n"
-        )
-        threading.Timer(2, stop_server, [client]).start()
-        assert main([*bench, "--seconds", "5", image]) == 1
-    assert "is the server running" in capsys.readouterr().out
+        assert capsys.readouterr().err == f"tfs: error: {junk}: the server could not decode it\n"
+        threading.Timer(3, stop_server, [client]).start()
+        assert main([*bench, image, "--seconds", "2"]) == 1
+    assert "UNAVAILABLE: " in capsys.readouterr().out
 
 
 def stop_server(client: Client) -> None:
@@ -132,7 +143,7 @@ def stop_server(client: Client) -> None:
 
 
 def test_ctrl_c_ends_the_bench_without_a_traceback(client, image):
-    command = ["bench", "--address", client.address, "--seconds", "20", "--concurrency", "8", image]
+    command = ["bench", "--address", client.address, "--seconds", "20", "--images", image]
     with subprocess.Popen(
         [sys.executable, "-m", "tfs_client", *command], text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | {"PYTHONUNBUFFERED": "1"},

@@ -1,8 +1,8 @@
 """Loads: when requests are to be sent.
 
-A closed load has callers that wait for their answers, and so sends less while the server stalls. All
-others are open: requests are meant to be sent at moments set beforehand, whether or not earlier ones
-are answered (Schroeder et al., "Open Versus Closed: A Cautionary Tale", NSDI 2006).
+A closed load has callers that wait for their answers, and so sends less while the server stalls.
+All others are open: requests are meant to be sent at moments set beforehand, whether or not earlier
+ones are answered (Schroeder et al., "Open Versus Closed: A Cautionary Tale", NSDI 2006).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Poisson:
     rate: float
 
     def __str__(self) -> str:
-        return f"{self.rate:g}/s"
+        return f"{self.rate:.4g}/s"
 
     def moments(self, seed: int) -> Iterator[float]:
         """In seconds from the start, without end."""
@@ -49,7 +49,7 @@ class Constant:
     rate: float
 
     def __str__(self) -> str:
-        return f"{self.rate:g}/s even"
+        return f"{self.rate:.4g}/s even"
 
     def moments(self, _: int) -> Iterator[float]:
         """In seconds from the start, without end."""
@@ -143,4 +143,4 @@ class Replay:
 
 Open = Poisson | Constant | Burst | Steps | Replay
 Load = Closed | Open
-ARRIVALS = {"poisson": Poisson, "constant": Constant}
+ARRIVALS: dict[str, type[Poisson] | type[Constant]] = {"poisson": Poisson, "constant": Constant}

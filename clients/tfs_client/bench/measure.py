@@ -191,9 +191,7 @@ class Senders:
         windows, processor = self._hear(self._timeout)
         amount = getattr(load, "callers", None) or getattr(load, "rate", None)
         closed = isinstance(load, Closed)
-        return Measurement(
-            str(load), self._batch, windows, processor, steady, seed, closed, amount
-        )
+        return Measurement(str(load), self._batch, windows, processor, steady, seed, closed, amount)
 
     def _tell(self, message: Task | str) -> None:
         for pipe in self._pipes:
@@ -269,12 +267,11 @@ def senders(
 def agree(windows: Sequence[Window]) -> bool:
     """Whether throughput and median latency of the last windows are within 10 % of their mean."""
     last = windows[-AGREEING:]
-    if len(last) < AGREEING:
-        return False
-    medians = [percentile(window.latency, 50) for window in last]
+    medians = [percentile(window.latency, 50) or 0.0 for window in last]
     rates = [window.images_per_second for window in last]
-    return all(
-        None not in values and max(abs(x - mean) for x in values) <= AGREE * mean
-        for values in (medians, rates)
-        for mean in [sum(x or 0.0 for x in values) / AGREEING]
-    )
+    return len(last) == AGREEING and _alike(medians) and _alike(rates)
+
+
+def _alike(values: Sequence[float]) -> bool:
+    mean = sum(values) / len(values)
+    return min(values) > 0 and all(abs(value - mean) <= AGREE * mean for value in values)

@@ -20,7 +20,7 @@ DTYPES = {"encoded": "bytes", "uint8": "uint8", "float32": "float32"}
 MADE = 64  # different images, so that no cache can answer
 SIZE = 224
 _IMAGE_OUTPUTS = ("classes", "scores", "valid")
-_TOLERANCE = {"rtol": 1e-2, "atol": 1e-3}  # of what is computed in other batches
+_RELATIVE, _ABSOLUTE = 1e-2, 1e-3  # differences of what is computed in other batches
 
 
 @dataclass
@@ -77,7 +77,9 @@ def make(
     if kind == "encoded":
         items: list[Any] = sources or [_encode(each) for each in _pictures(MADE, size, seed)]
     elif sources:
-        items = [_decode(path, content, size) for path, content in zip(images, sources)]
+        items = [
+            _decode(path, content, size) for path, content in zip(images, sources, strict=True)
+        ]
     else:
         shape = tuple(size if n < 0 else n for n in (tensor.shape or (-1, size, size, 3))[1:])
         pictures = len(shape) == 3 and shape[2] == 3 and shape[0] == shape[1]
@@ -96,7 +98,7 @@ def make(
         if "valid" in answer.outputs and not answer["valid"].all():
             bad = rows[int(np.argmin(answer["valid"]))]
             named = images[bad] if images else f"made image {bad}"
-            raise InvalidImageError(bad, f"{named}: the server could not decode it")
+            raise InvalidImageError(named, "the server could not decode it", bad)
         made.append(Payload(call.request, batch, _essence(answer.outputs)))
     return made
 
@@ -109,9 +111,9 @@ def _signature(metadata: Metadata, kind: str, name: str | None) -> tuple[str, Si
     candidates = [name] if name is not None else sorted(found, key="serving_default".__ne__)
     for each in candidates:
         inputs = list(found[each].inputs.values())
-        if len(inputs) == 1 and inputs[0].dtype == DTYPES[kind]:
-            if found[each].method.endswith("/predict"):
-                return each, found[each]
+        takes_it = len(inputs) == 1 and inputs[0].dtype == DTYPES[kind]
+        if takes_it and found[each].method.endswith("/predict"):
+            return each, found[each]
     raise TFSError(
         f"{metadata.model} has no signature that takes one {DTYPES[kind]} tensor: choose another "
         f"payload; `tfs metadata` lists them"
@@ -140,7 +142,7 @@ def _same(found: Array, expected: Array) -> bool:
     if found.shape != expected.shape or found.dtype != expected.dtype:
         return False
     if expected.dtype.kind == "f":
-        return bool(np.allclose(found, expected, **_TOLERANCE))
+        return bool(np.allclose(found, expected, _RELATIVE, _ABSOLUTE))
     return bool(np.array_equal(found, expected))
 
 

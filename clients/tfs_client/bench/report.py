@@ -125,8 +125,11 @@ def rows_of_csv(report: Report) -> str:
     side = sorted({name for found in report.server_side for name in found})
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(
-        ["load", "batch", "repeats", "seconds", "images_per_s", "lowest", "highest", *names]
-        + ["sent", "wrong", "failed", "sender_late_ms", "sender_processor", "verdict", *side]
+        [
+            *("load", "batch", "repeats", "seconds", "images_per_s", "lowest", "highest"),
+            *(*names, "sent", "wrong", "failed", "sender_late_ms", "sender_processor", "verdict"),
+            *side,
+        ]
     )
     for position, repeats in enumerate(report.measurements):
         writer.writerow(_cells(repeats, report.server_side[position : position + 1], side))

@@ -1,4 +1,4 @@
-"""A process that sends requests and records what comes back; `measure` starts as many as are asked for.
+"""A process that sends requests and records what comes back; `measure` starts them.
 
 It speaks gRPC with bytes that were made beforehand, on one event loop: about 130 µs of processor
 time a request, so that one process reaches some 6,000 a second. A request's latency counts from the

@@ -1,0 +1,224 @@
+"""`tfs bench`: options -> loads, and measurements -> what is printed and written."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from tfs_client._client import Client
+from tfs_client._errors import TFSError
+from tfs_client.bench import (
+    loads,
+    machine,
+    measure,
+    payloads,
+    report,
+    scenarios,
+    sender,
+    server_side,
+)
+from tfs_client.bench.loads import Load
+from tfs_client.bench.measure import Measurement, Senders
+from tfs_client.bench.report import Report
+from tfs_client.bench.windows import Window
+
+DEFAULT_CALLERS = (1, 8, 32)
+
+
+def bench(client: Client, options: argparse.Namespace, images: Sequence[str]) -> int:
+    """Measure, print the table, and write the report if asked to.
+
+    Returns:
+        0; or 1 if a request failed or was answered wrongly, or a measurement is INVALID.
+    """
+    written = Report(machine.describe(), _server(client), _settings(options, len(images)))
+    print(
+        f"{client.model} version {written.server['version']} at {client.address}: {_what(options)}"
+    )
+    print(report.HEADER)
+    for batch in options.batch:
+        made = payloads.make(
+            client, options.payload, images, size=options.size, batch=batch,
+            signature=options.signature, seed=options.seed,
+        )  # fmt: skip
+        with measure.senders(options.settings, made, options.senders) as senders:
+            if options.scenario:
+                _scenarios(senders, options, batch, written)
+            else:
+                _loads(senders, options, written)
+    if options.output:
+        write(written, options.output)
+    return 1 if any(each.bad or each.invalid for row in written.measurements for each in row) else 0
+
+
+def _server(client: Client) -> dict[str, object]:
+    found = client.metadata()
+    return {"address": client.address, "model": client.model, "version": found.version}
+
+
+def _settings(options: argparse.Namespace, images: int) -> dict[str, object]:
+    names = ("payload", "size", "batch", "signature", "seconds", "repeats", "senders", "seed")
+    given = {name: getattr(options, name) for name in names}
+    return {**given, "images": images or f"{payloads.MADE} made ones"}
+
+
+def _what(options: argparse.Namespace) -> str:
+    return (
+        f"{options.payload} payload, windows of {options.seconds:g} s until {sender.AGREEING} agree"
+    )
+
+
+def _loads(senders: Senders, options: argparse.Namespace, written: Report) -> None:
+    """Each load in turn, as often as asked; the repeats of one are spread over the time."""
+    found = asked_for(options)
+    rows: list[list[Measurement]] = [[] for _ in found]
+    sides: list[dict[str, float]] = [{} for _ in found]
+    for repeat in range(options.repeats):
+        for position, load in enumerate(found):
+            with _progress(str(load)) as on_window, _server_side(options.metrics) as side:
+                rows[position].append(
+                    senders.measure(
+                        load, options.seconds, seed=options.seed + repeat, on_window=on_window
+                    )
+                )
+            sides[position] = side
+            if repeat == options.repeats - 1:
+                print(report.row(rows[position]), flush=True)
+                if side:
+                    print(_side_text(side))
+    written.measurements += rows
+    written.server_side += sides
+
+
+def asked_for(options: argparse.Namespace) -> list[Load]:
+    """The loads that the options name.
+
+    Raises:
+        TFSError: a file of timestamps cannot be read.
+    """
+    if options.rate:
+        arrivals = loads.ARRIVALS[options.arrivals]
+        return [arrivals(rate) for rate in options.rate]
+    if options.steps:
+        return [loads.Steps(options.steps)]
+    if options.burst:
+        return [loads.Burst(int(size), every) for size, every in options.burst]
+    if options.replay:
+        return [loads.Replay.of_file(options.replay)]
+    return [loads.Closed(callers) for callers in options.concurrency or DEFAULT_CALLERS]
+
+
+def _scenarios(senders: Senders, options: argparse.Namespace, batch: int, written: Report) -> None:
+    def tell(found: Measurement) -> None:
+        written.measurements.append([found])
+        print(report.row([found]), flush=True)
+
+    measuring = scenarios.measuring(senders, options.seconds, tell)
+    names = scenarios.NAMES if options.scenario == "all" else (options.scenario,)
+    found = written.scenarios
+    if "single-stream" in names:
+        found.append(scenarios.single_stream(measuring, options.seed))
+    if "offline" in names or "server" in names:
+        found.append(scenarios.offline(measuring, options.seed))
+    if "server" in names:
+        limit, highest = options.limit_ms / 1e3, found[-1].value
+        found.append(
+            scenarios.server(measuring, options.seconds, limit, highest, batch, options.seed)
+        )
+    for each in found:
+        print(f"{each.name}: {each.text}{'' if each.valid else ' (not valid)'}", flush=True)
+
+
+@contextmanager
+def _progress(load: str) -> Iterator[Callable[[int, Window], None]]:
+    """A line that changes, where somebody looks at it and nothing else is shown."""
+    shown = bool(sys.stderr) and sys.stderr.isatty()
+
+    def on_window(number: int, window: Window) -> None:
+        if shown:
+            text = f"\r{load}: window {number}, {window.images_per_second:.1f} images/s"
+            print(f"{text:60}", end="", file=sys.stderr, flush=True)
+
+    try:
+        yield on_window
+    finally:
+        if shown:
+            print(f"\r{'':60}\r", end="", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def _server_side(url: str | None) -> Iterator[dict[str, float]]:
+    found: dict[str, float] = {}
+    if not url:
+        yield found
+        return
+    before = server_side.scrape(url)
+    yield found
+    found.update(server_side.between(before, server_side.scrape(url)))
+
+
+def _side_text(side: dict[str, float]) -> str:
+    return f"{'':16} server: " + ", ".join(f"{name} {value:.1f}" for name, value in side.items())
+
+
+# --- files ---
+
+
+def write(written: Report, folder: Path) -> None:
+    """report.json, report.csv, report.html and its pictures, each whole or not at all."""
+    from tfs_client.bench import plots  # half a second
+
+    pictures = {name: plots.png(draw, written) for name, draw in plots.PICTURES.items()}
+    files = {
+        "report.json": written.to_json().encode(),
+        "report.csv": report.rows_of_csv(written).encode(),
+        "report.html": plots.page(written, pictures).encode(),
+        **{f"{name}.png": content for name, content in pictures.items()},
+    }
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in files.items():
+            replace(folder / name, content)
+    except OSError as error:
+        raise TFSError(f"{folder}: cannot be written to: {error.strerror}") from error
+
+
+def replace(path: Path, content: bytes) -> None:
+    """Write a file aside, and put it in its place when it is whole."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with aside.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+# --- compare ---
+
+
+def compare(options: argparse.Namespace) -> int:
+    """Print what changed between two reports.
+
+    Returns:
+        1 if a figure is worse by more than the tolerance and not by chance, or requests fail that
+        did not; 0 otherwise.
+    """
+    from tfs_client.bench import compare as comparing
+
+    before, after = (Report.of_file(path) for path in (options.before, options.after))
+    tolerance = options.tolerance / 100
+    found = list(comparing.changes(before, after))
+    print(comparing.HEADER)
+    for change in found:
+        print(change.row(tolerance))
+    failures = comparing.new_failures(before, after)
+    if failures:
+        print(f"{failures} requests failed or were answered wrongly, and none before")
+    return 1 if failures or any(change.is_regression(tolerance) for change in found) else 0
