@@ -24,6 +24,7 @@ from tensorflow_serving.apis import (
 from tensorflow_serving.config import file_system_storage_path_source_pb2, model_server_config_pb2
 from tfs_client import tfs_pb2
 
+from serving import config_files
 from tests.conftest import ROOT
 
 ORIGINALS = {
@@ -68,6 +69,8 @@ ORIGINALS = {
     "ModelServerConfig": model_server_config_pb2.ModelServerConfig,
     "ReloadConfigRequest": model_management_pb2.ReloadConfigRequest,
     "ReloadConfigResponse": model_management_pb2.ReloadConfigResponse,
+    # tensorflow-serving-api has no such message; the embedded server's was written from its source.
+    "BatchingParameters": config_files._classes()["BatchingParameters"],
 }
 # An enum is an int32 on the wire.
 WIRE = {FieldDescriptor.TYPE_ENUM: FieldDescriptor.TYPE_INT32}

@@ -1,0 +1,46 @@
+from pathlib import Path
+
+import pytest
+from tfs_client import TFSError
+from tfs_client.bench.batching import Batching
+
+from tests.conftest import ROOT
+
+COMMITTED = ROOT / "serving" / "config" / "batching.config"
+
+
+def test_the_committed_file_is_read():
+    found = Batching.of_file(COMMITTED)
+    assert found == Batching(32, 2000, 1000, 2, (1, 2, 4, 8, 16, 32))
+
+
+@pytest.mark.parametrize("batching", [Batching(), Batching(4, 100, 7, 3, (2, 4))])
+def test_what_is_written_reads_the_same(tmp_path: Path, batching: Batching):
+    (tmp_path / "batching.config").write_text(batching.to_text())
+    assert Batching.of_file(tmp_path / "batching.config") == batching
+
+
+def test_a_batch_is_padded_to_the_next_size_that_is_allowed():
+    assert [Batching(4, allowed_batch_sizes=(2, 4)).padded(n) for n in (1, 2, 3, 4)] == [2, 2, 4, 4]
+    assert Batching(4).padded(3) == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("max_batch_size: 32", "is no batching file"),
+        ("max_batch_size { value: 0 }", "max_batch_size is 0: it must be at least 1"),
+        ("allowed_batch_sizes: 2 allowed_batch_sizes: 1", "must rise"),
+        ("max_batch_size { value: 4 } allowed_batch_sizes: 2", "must end with max_batch_size, 4"),
+        ("enable_large_batch_splitting { value: true }", "is not known here"),
+    ],
+)
+def test_other_files_are_refused(tmp_path: Path, text: str, error: str):
+    (tmp_path / "f").write_text(text)
+    with pytest.raises(TFSError, match=f"{tmp_path}/f: .*{error}"):
+        Batching.of_file(tmp_path / "f")
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path):
+    with pytest.raises(TFSError, match="none: cannot be read: No such file"):
+        Batching.of_file(tmp_path / "none")
