@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tfs_client.__main__ import main as tfs
+from tfs_client.bench.servers import free_port
 
 from pipeline.errors import PipelineError
-from pipeline.local_server import free_port, serving
+from pipeline.local_server import serving
 
 MONITORING_CONFIG = Path(__file__).parents[1] / "serving/config/monitoring.config"
 

@@ -1,29 +1,23 @@
 """A model server as a process of its own, for as long as something here needs it."""
 
 import contextlib
-import os
 import shlex
 import shutil
-import signal
-import socket
 import subprocess
 import sys
-import tempfile
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 import psutil
-from tfs_client import Client, TFSError
+from tfs_client import Client
+from tfs_client.bench import servers
+from tfs_client.bench.servers import free_port
 
 from pipeline.config import MODEL_NAME
 from pipeline.errors import PipelineError
 
 BATCHING_CONFIG = Path(__file__).parents[1] / "serving/config/batching.config"
-START_SECONDS = 120.0
-STOP_SECONDS = 40.0
 
 
 class StartError(PipelineError):
@@ -90,17 +84,14 @@ def server(repository: Path, *flags: str, command: str | None = None) -> Iterato
         raise PipelineError(f"no model is published in {repository}/: run `make train export`")
     port = free_port()
     arguments = command_line(command, port, repository, *flags)
-    with (
-        tempfile.TemporaryFile("w+") as output,
-        subprocess.Popen(
-            arguments, stdout=output, stderr=output, stdin=subprocess.DEVNULL,
-            start_new_session=True,
-        ) as process,
-        _stopping(process),
-        Client(f"localhost:{port}", MODEL_NAME) as client,
-    ):  # fmt: skip
-        _wait(process, client, output)
-        yield Server(client, process, port)
+    try:
+        with (
+            Client(f"localhost:{port}", MODEL_NAME) as client,
+            servers.running(arguments, client) as process,
+        ):
+            yield Server(client, process, port)
+    except servers.StartError as error:
+        raise StartError(str(error)) from error
 
 
 def command_line(command: str | None, port: int, repository: Path, *flags: str) -> list[str]:
@@ -136,47 +127,6 @@ def _words(command: str) -> list[str]:
     if not words or not shutil.which(words[0]):
         raise PipelineError(f"server command {command!r}: no such program: install or correct it")
     return words
-
-
-def free_port() -> int:
-    """A TCP port that nothing uses just now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-@contextlib.contextmanager
-def _stopping(process: subprocess.Popen) -> Iterator[None]:
-    """End the process, and what it started, however the block is left."""
-    try:
-        yield
-    finally:
-        _signal(process, signal.SIGTERM)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(STOP_SECONDS)
-        _signal(process, signal.SIGKILL)  # a shell ends before the server that it started
-
-
-def _signal(process: subprocess.Popen, number: signal.Signals) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, number)  # it leads a session, hence a group, of its own
-
-
-def _wait(process: subprocess.Popen, client: Client, output: IO[str]) -> None:
-    """Wait until the model is available, and no longer than the process lives."""
-    deadline = time.monotonic() + START_SECONDS
-    while True:
-        try:
-            client.wait_until_ready(timeout=1.0)
-            return
-        except TFSError as error:
-            ended = process.poll() is not None
-            if not ended and time.monotonic() < deadline:
-                continue
-            output.seek(0)
-            lines = output.read().strip().splitlines() or ["it printed nothing"]
-            late = "" if ended else f" in {START_SECONDS:g} s"
-            raise StartError(f"the server did not start{late}: {lines[-1]}") from error
 
 
 def _listens(process: psutil.Process, port: int) -> bool:

@@ -26,6 +26,7 @@ import grpc
 import numpy as np
 import tensorflow as tf
 from tfs_client import Classification, Client, ServerError, TFSError
+from tfs_client.bench import servers
 from tqdm import tqdm
 
 from pipeline import contract, files, labels, local_server, preprocessing, publish, samples
@@ -211,7 +212,7 @@ def _start(
 ) -> tuple[Server | None, Check]:
     begun = time.monotonic()
     context = local_server.server(repository, "--max_num_load_retries=0", command=command)
-    limit = f"≤ {local_server.START_SECONDS:g} s"
+    limit = f"≤ {servers.START_SECONDS:g} s"
     try:
         server = stack.enter_context(context)
     except local_server.StartError as error:

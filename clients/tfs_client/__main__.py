@@ -154,24 +154,30 @@ def _parser() -> _Parser:
     command(_commands.wait)
     command(_commands.reload).add_argument("config", metavar="FILE", help="a models.config")
     _add_bench(command(_commands.bench))
+    _add_tune(commands)
     text = "Print a script that completes this command's arguments in a shell."
     completion = commands.add_parser("completion", help=text, description=text)
     completion.add_argument("shell", choices=("bash", "zsh", "tcsh"))
     return parser
 
 
-def _add_bench(bench: _Parser) -> None:
-    bench.set_defaults(attempts=1)  # what fails is to be seen
-    bench.add_argument(
+def _add_payload(parser: _Parser) -> None:
+    parser.add_argument(
         "--images", nargs="+", metavar="FILE",
         help="files, folders, patterns, which are sent in turn; made ones, if not given",
     )  # fmt: skip
-    bench.add_argument(
+    parser.add_argument(
         "--payload", choices=payloads.DTYPES, default="encoded", help="what an image is sent as"
     )
-    bench.add_argument(
+    parser.add_argument(
         "--size", type=count, default=payloads.SIZE, help="height and width of pixels, made images"
     )
+    parser.add_argument("--seed", type=int, default=0, help="of made images and moments (0)")
+
+
+def _add_bench(bench: _Parser) -> None:
+    bench.set_defaults(attempts=1)  # what fails is to be seen
+    _add_payload(bench)
     bench.add_argument(
         "--batch", type=counts, default=(1,), metavar="N[,N…]", help="images in a request"
     )
@@ -210,7 +216,6 @@ def _add_bench(bench: _Parser) -> None:
     )  # fmt: skip
     bench.add_argument("--repeats", type=count, default=1, help="of each load, in turn (1)")
     bench.add_argument("--senders", type=count, default=1, help="processes that send (1)")
-    bench.add_argument("--seed", type=int, default=0, help="of made images and moments (0)")
     bench.add_argument(
         "--metrics", metavar="URL", help="of the server's metrics, to set beside each load"
     )
@@ -227,6 +232,35 @@ def _add_bench(bench: _Parser) -> None:
         help="by which a figure may be worse (5)",
     )  # fmt: skip
     compare.set_defaults(offline=_commands.compare)
+
+
+def _add_tune(commands: argparse._SubParsersAction[_Parser]) -> None:
+    text = _commands.tune.__doc__
+    tune = commands.add_parser("tune", help=text, description=text)
+    tune.add_argument(
+        "--server", required=True, metavar="COMMAND",
+        help="starts it: words as in a shell, with {port} and {flags} where these go",
+    )  # fmt: skip
+    tune.add_argument("--model", default=DEFAULT_MODEL)
+    _add_payload(tune)
+    tune.add_argument(
+        "--cpus", type=counts, metavar="N[,N…]", help="cores of the server; this machine's limit"
+    )
+    tune.add_argument("--limit-ms", type=positive, default=500.0, help="of p99 (500)")
+    tune.add_argument("--seconds", type=positive, default=1.5, help="of a window (1.5)")
+    tune.add_argument(
+        "--repeats", type=count, default=3, help="rounds beside servers nobody tuned (3)"
+    )
+    tune.add_argument(
+        "--output", type=Path, metavar="FOLDER", help="for batching.config, and cpus/ with others"
+    )
+    tune.add_argument("--report", type=Path, metavar="FILE", help="Markdown of all that was found")
+    tune.set_defaults(offline=_tune)
+
+
+def _tune(options: argparse.Namespace) -> int:
+    options.settings = {"model": options.model, "retry": Retry(attempts=1)}
+    return _commands.tune(options)
 
 
 def _completion(parser: _Parser, shell: str) -> int:

@@ -262,10 +262,15 @@ def reload(client: Client, options: argparse.Namespace) -> int:
 
 def bench(client: Client, options: argparse.Namespace) -> int:
     """Measure how many images a second the server classifies, and how fast."""
-    names: list[str] = []
-    if options.images:
-        names, _ = _sources(options.images)
+    names = _sources(options.images)[0] if options.images else []
     code: int = _bench_command().bench(client, options, names)
+    return code
+
+
+def tune(options: argparse.Namespace) -> int:
+    """Find the batching parameters and flags with which a server answers most."""
+    names = _sources(options.images)[0] if options.images else []
+    code: int = _bench_command().tune(options, names)
     return code
 
 

@@ -21,11 +21,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from tfs_client.bench.servers import free_port
 
 from pipeline import files
 from pipeline.errors import PipelineError
 from pipeline.graph_benchmark import inputs
-from pipeline.local_server import BATCHING_CONFIG, free_port
+from pipeline.local_server import BATCHING_CONFIG
 from pipeline.server_benchmark import sender
 from pipeline.server_benchmark.in_process_worker import SHAPES, name
 from pipeline.server_benchmark.models import LINE, PRECISIONS

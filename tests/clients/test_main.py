@@ -22,6 +22,7 @@ import pytest
 import tensorflow as tf
 from tfs_client import Client, _images
 from tfs_client.__main__ import main
+from tfs_client.bench.servers import free_port
 from tfs_client.testing import FakeServer
 
 from pipeline import local_server
@@ -61,7 +62,7 @@ def test_status_and_metadata(client, capsys):
 
 
 def test_no_server_is_one_line(image, capsys):
-    address = f"localhost:{local_server.free_port()}"
+    address = f"localhost:{free_port()}"
     assert main(["classify", "--address", address, image]) == 3
     error = capsys.readouterr().err
     assert error.startswith(f"tfs: error: {address}, model googlenet signature serving_default: ")
@@ -302,7 +303,7 @@ def test_mistakes_are_one_line(server, photos, capsys):
         ["status", "--key", photos / "b.png"],
         ["predict", "image_bytes=null"],
         ["predict", 'image_bytes=["\\ud800"]'],
-        ["bench", "/nowhere/*"],
+        ["bench", "--images", "/nowhere/*"],
     ):
         assert run(server, *arguments) == 2
         error = capsys.readouterr().err

@@ -11,8 +11,9 @@ import pytest
 import tensorflow as tf
 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 from tfs_client import Client
+from tfs_client.bench.servers import free_port
 
-from pipeline import local_server, promote, publish
+from pipeline import promote, publish
 from pipeline.errors import PipelineError
 from tests.conftest import ROOT, Affine
 from tests.pipeline import exports
@@ -31,7 +32,7 @@ def publish_line(folder: Path, models: Path, slope: float) -> int:
 @contextlib.contextmanager
 def serving(*flags: str) -> Iterator[str]:
     """A server on a free port; its address once it is available."""
-    port = local_server.free_port()
+    port = free_port()
     command = [sys.executable, "-m", "serving", f"--port={port}", *flags]
     with (
         subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL) as process,
@@ -123,5 +124,5 @@ def test_a_server_that_does_not_follow_is_named(models, address, tmp_path):
 def test_no_server_no_change(models, address):
     before = (models / "models.config").read_text()
     with pytest.raises(PipelineError, match="is the server running"):
-        promote.promote(models, 2, "stable", f"localhost:{local_server.free_port()}", TIMEOUT)
+        promote.promote(models, 2, "stable", f"localhost:{free_port()}", TIMEOUT)
     assert (models / "models.config").read_text() == before

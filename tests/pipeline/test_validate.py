@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 import tensorflow as tf
+from tfs_client.bench import servers
 
 from pipeline import export, files, local_server, promote, publish, validate
 from pipeline.errors import PipelineError
@@ -222,7 +223,7 @@ def test_a_stable_version_of_other_classes_is_not_compared(run, data, exported, 
 def test_a_server_that_does_not_start_is_a_reason(
     run, exported, tmp_path, monkeypatch, server, words
 ):
-    monkeypatch.setattr(local_server, "START_SECONDS", 2.0)
+    monkeypatch.setattr(servers, "START_SECONDS", 2.0)
     own = in_run(run, tmp_path, exported)
     begun = time.monotonic()
     found = validate.validate(own, NO_DATA, tmp_path, Thresholds(), server)

@@ -1,11 +1,12 @@
-"""`tfs bench`: options -> loads, and measurements -> what is printed and written."""
+"""`tfs bench` and `tfs tune`: options -> loads, and measurements -> what is printed and written."""
 
 from __future__ import annotations
 
 import argparse
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -179,15 +180,19 @@ def write(written: Report, folder: Path) -> None:
         "report.html": plots.page(written, pictures).encode(),
         **{f"{name}.png": content for name, content in pictures.items()},
     }
+    _write(folder, files)
+
+
+def _write(folder: Path, files: Mapping[str, bytes]) -> None:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         for name, content in files.items():
-            replace(folder / name, content)
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            _replace(folder / name, content)
     except OSError as error:
         raise TFSError(f"{folder}: cannot be written to: {error.strerror}") from error
 
 
-def replace(path: Path, content: bytes) -> None:
+def _replace(path: Path, content: bytes) -> None:
     """Write a file aside, and put it in its place when it is whole."""
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -222,3 +227,41 @@ def compare(options: argparse.Namespace) -> int:
     if failures:
         print(f"{failures} requests failed or were answered wrongly, and none before")
     return 1 if failures or any(change.is_regression(tolerance) for change in found) else 0
+
+
+# --- tune ---
+
+
+def tune(options: argparse.Namespace, images: Sequence[str]) -> int:
+    """Search for the best settings, and write them and the report of the search.
+
+    Returns:
+        0.
+    """
+    from tfs_client.bench import tune as tuning
+
+    cores = options.cpus or (max(1, int(machine.cpu_limit())),)
+    with tempfile.TemporaryDirectory() as folder:
+        bench = tuning.Bench(
+            options.server,
+            options.settings,
+            lambda client: payloads.make(
+                client, options.payload, images, size=options.size, seed=options.seed
+            ),
+            options.seconds,
+            Path(folder),
+            lambda text: print(text, flush=True),
+        )
+        limit = options.limit_ms / 1e3
+        found = [tuning.search(bench, each, limit) for each in sorted(cores)]
+        best = found[-1].best
+        assert best
+        compared = tuning.beside_untuned(bench, best, found[-1].cores, limit, options.repeats)
+    text = "\n".join(tuning.report(found, compared, machine.describe())) + "\n"
+    print(text)
+    if options.output:
+        written = tuning.files(found)
+        _write(options.output, {name: content.encode() for name, content in written.items()})
+    if options.report:
+        _write(options.report.parent, {options.report.name: text.encode()})
+    return 0

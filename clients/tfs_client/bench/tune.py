@@ -1,0 +1,376 @@
+"""Servers with one setting after another -> the one that answers most within a latency limit.
+
+    tfs tune --limit-ms 500 --output serving/config --server 'server --port={port} {flags}'
+
+One axis of `AXES` is varied at a time, from what was best so far, and the server restarted for each
+value: a quarter of an hour on two cores. A setting's figure is the images a second of the largest
+number of callers whose 99th percentile is within the limit. What was best is then measured in turns
+with two servers that nobody tuned.
+"""
+
+from __future__ import annotations
+
+import math
+import shlex
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from tfs_client._client import Client
+from tfs_client._errors import TFSError
+from tfs_client.bench import measure, scenarios, servers
+from tfs_client.bench.batching import Batching
+from tfs_client.bench.loads import Closed
+from tfs_client.bench.measure import Measurement, Senders
+from tfs_client.bench.payloads import Payload
+
+PORT, FLAGS = "{port}", "{flags}"
+CALLERS = (1, 4, 16, 64)
+LIMITS = (1, 2, 4, 8)  # cores that settings are written for
+TAIL = 99.0
+WINDOWS = 5  # of a point, at the most
+CONFIG, FLAG_FILE = "batching.config", "flags"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is tuned.
+
+    Attributes:
+        batching: None for a server that does not merge requests.
+        intra_op: threads within an operation; 0 for one per core that the server sees.
+    """
+
+    batching: Batching | None
+    intra_op: int = 0
+
+    def __str__(self) -> str:
+        if self.batching is None:
+            return "no batching"
+        of = self.batching
+        return (
+            f"batches of {of.max_batch_size} within {of.batch_timeout_micros / 1e3:g} ms, "
+            f"{of.num_batch_threads or 'default'} × {self.intra_op or 'default'} threads"
+        )
+
+    def flags(self, config: Path) -> list[str]:
+        """TensorFlow Serving's, with the batching file in its place."""
+        found = []
+        if self.intra_op:
+            found.append(f"--tensorflow_intra_op_parallelism={self.intra_op}")
+        if self.batching is not None:
+            found += ["--enable_batching", f"--batching_parameters_file={config}"]
+            # Twice what all batch threads can hold: requests that wait for a batch hold a thread.
+            held = self.batching.max_batch_size * max(1, self.batching.num_batch_threads)
+            found.append(f"--grpc_max_threads={max(96, 2 * held)}")
+        return found
+
+
+UNTUNED = {
+    "no batching": Setting(None),
+    "--enable_batching alone": Setting(Batching()),
+}
+
+
+def sized(largest: int, micros: int, threads: int) -> Batching:
+    """Batches of powers of two, which a model can be warmed up with."""
+    sizes = tuple(2**n for n in range(largest.bit_length()))
+    return Batching(largest, micros, 1000, threads, sizes)
+
+
+def start(cores: int) -> Setting:
+    """Where the search begins."""
+    return Setting(sized(32, 2000, 2), cores)
+
+
+def _threads(at: Setting, cores: int) -> Iterator[Setting]:
+    assert at.batching
+    for threads, intra in ((1, cores), (2, cores), (cores, 1), (2 * cores, 1)):
+        yield Setting(replace(at.batching, num_batch_threads=threads), intra)
+
+
+def _sizes(at: Setting, _: int) -> Iterator[Setting]:
+    assert at.batching
+    for size in (8, 16, 32, 64):
+        found = sized(size, at.batching.batch_timeout_micros, at.batching.num_batch_threads)
+        yield replace(at, batching=found)
+
+
+def _timeouts(at: Setting, _: int) -> Iterator[Setting]:
+    assert at.batching
+    for micros in (0, 1000, 2000, 5000, 10_000):
+        yield replace(at, batching=replace(at.batching, batch_timeout_micros=micros))
+
+
+AXES: tuple[Callable[[Setting, int], Iterator[Setting]], ...] = (_threads, _sizes, _timeouts)
+
+
+@dataclass(frozen=True)
+class Point:
+    """A setting under a number of callers."""
+
+    setting: Setting
+    callers: int
+    images_per_second: float
+    tail: float
+
+
+@dataclass
+class Tuning:
+    """What came of a search.
+
+    Attributes:
+        cores: that the servers had.
+        limit: of the 99th percentile, in seconds.
+        points: all that were measured.
+        best: the setting that answers most images a second within the limit.
+    """
+
+    cores: int
+    limit: float
+    points: list[Point] = field(default_factory=list)
+    best: Setting | None = None
+
+    def rate(self, setting: Setting) -> float:
+        """Images a second within the limit; 0 where even one caller is beyond it."""
+        within = [p for p in self.points if p.setting == setting and p.tail <= self.limit]
+        return max((point.images_per_second for point in within), default=0.0)
+
+    def frontier(self) -> list[Point]:
+        """The points that no other beats in both throughput and tail, by throughput."""
+        found: list[Point] = []
+        for point in sorted(self.points, key=lambda p: (-p.images_per_second, p.tail)):
+            if not found or point.tail < found[-1].tail:
+                found.append(point)
+        return found[::-1]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """How servers are started and measured.
+
+    Attributes:
+        command: of the server, with {port} and {flags} in it.
+        settings: of the client, without an address.
+        payload: makes what is sent, of a client.
+        window: seconds.
+        folder: for batching files while servers run.
+        tell: what is told of each step.
+    """
+
+    command: str
+    settings: dict[str, Any]
+    payload: Callable[[Client], list[Payload]]
+    window: float
+    folder: Path
+    tell: Callable[[str], None]
+
+    def __post_init__(self) -> None:
+        for place in (PORT, FLAGS):
+            if place not in self.command:
+                raise TFSError(f"server command {self.command!r}: has no {place} to be filled in")
+
+    @contextmanager
+    def serving(self, setting: Setting, cores: int) -> Iterator[Senders]:
+        """What sends to a server with a setting.
+
+        Raises:
+            TFSError: it does not start.
+        """
+        port = servers.free_port()
+        config = self.folder / f"{port}.config"
+        if setting.batching is not None:
+            config.write_text(setting.batching.to_text())
+        settings = {**self.settings, "address": f"localhost:{port}"}
+        try:
+            words = shlex.split(self.command)
+        except ValueError as error:
+            raise TFSError(f"server command {self.command!r}: {error}") from error
+        flags = setting.flags(config)
+        filled = [part for word in words for part in (flags if word == FLAGS else [word])]
+        filled = [word.replace(PORT, str(port)) for word in filled]
+        try:
+            with (
+                Client(**settings) as client,
+                servers.running(filled, client, cores),
+                measure.senders(settings, self.payload(client)) as senders,
+            ):
+                yield senders
+        except FileNotFoundError as error:
+            raise TFSError(f"server command {self.command!r}: no such program") from error
+
+
+def search(bench: Bench, cores: int, limit: float) -> Tuning:
+    """Vary one axis after another.
+
+    Raises:
+        TFSError: a server does not start, or none is within the limit.
+    """
+    tuning = Tuning(cores, limit)
+    best = start(cores)
+    for axis in AXES:
+        tried = list(dict.fromkeys([best, *axis(best, cores)]))
+        for setting in tried:
+            if not any(point.setting == setting for point in tuning.points):
+                with bench.serving(setting, cores) as senders:
+                    _points(bench, tuning, setting, senders)
+                bench.tell(f"{setting}: {tuning.rate(setting):.1f} images/s")
+        best = max(tried, key=tuning.rate)
+    if not tuning.rate(best):
+        lowest = min(point.tail for point in tuning.points)
+        raise TFSError(
+            f"no setting has its p99 within {1e3 * limit:g} ms: the lowest is {1e3 * lowest:.0f} ms"
+        )
+    tuning.best = best
+    return tuning
+
+
+def _points(bench: Bench, tuning: Tuning, setting: Setting, senders: Senders) -> None:
+    """More and more callers, until the limit is passed."""
+    for callers in CALLERS:
+        found = senders.measure(Closed(callers), bench.window, most=WINDOWS)
+        tail = _tail(found)
+        rate = found.whole.images_per_second
+        tuning.points.append(Point(setting, callers, rate, tail))
+        if tail > tuning.limit:
+            return
+
+
+def _tail(found: Measurement) -> float:
+    """The 99th percentile, in seconds, of however few requests; none if any failed."""
+    latency = found.whole.latency
+    if found.bad or not latency.total_count:
+        return math.inf
+    return float(latency.get_value_at_percentile(TAIL)) / 1e6
+
+
+@dataclass
+class Scenarios:
+    """MLPerf's, of one setting, by round: seconds, requests a second, images a second."""
+
+    single_stream: list[float] = field(default_factory=list)
+    server: list[float] = field(default_factory=list)
+    offline: list[float] = field(default_factory=list)
+
+
+def beside_untuned(
+    bench: Bench, best: Setting, cores: int, limit: float, rounds: int
+) -> dict[str, Scenarios]:
+    """The scenarios of the best setting and of those nobody tuned, which take turns.
+
+    All servers run all the time; one that is not asked takes nothing.
+    """
+    settings = {**UNTUNED, "tuned": best}
+    found = {name: Scenarios() for name in settings}
+    with ExitStack() as stack:
+        senders = {
+            name: stack.enter_context(bench.serving(setting, cores))
+            for name, setting in settings.items()
+        }
+        for turn in range(rounds):
+            for name, sender in senders.items():
+                measuring = scenarios.measuring(sender, bench.window, lambda _: None)
+                alone = scenarios.single_stream(measuring, turn)
+                offline = scenarios.offline(measuring, turn)
+                server = scenarios.server(measuring, bench.window, limit, offline.value, 1, turn)
+                bench.tell(f"{name}: {alone.text}; {server.text}; {offline.text}")
+                found[name].single_stream.append(alone.value)
+                found[name].server.append(server.value)
+                found[name].offline.append(offline.value)
+    return found
+
+
+def scaled(setting: Setting, measured: int, cores: int) -> Setting:
+    """The same setting for another number of cores: threads grow with them, batches do not."""
+    assert setting.batching
+    threads = setting.batching.num_batch_threads
+    if setting.intra_op == measured:  # each batch has all cores
+        return replace(setting, intra_op=cores)
+    threads = max(1, round(threads * cores / measured))
+    return replace(setting, batching=replace(setting.batching, num_batch_threads=threads))
+
+
+def files(tunings: Sequence[Tuning]) -> dict[str, str]:
+    """Paths below the folder of configuration files -> their text, for each limit of cores.
+
+    What was measured is as measured; other limits are derived from the largest that was.
+    """
+    measured = {tuning.cores: tuning for tuning in tunings}
+    largest = measured[max(measured)]
+    found: dict[str, str] = {}
+    for cores in sorted({*LIMITS, *measured}):
+        origin = measured.get(cores, largest)
+        assert origin.best
+        setting = scaled(origin.best, origin.cores, cores)
+        how = "measured" if cores in measured else f"derived from {origin.cores} cores"
+        head = f"# For a CPU limit of {cores}, {how}; written by `tfs tune`.\n"
+        assert setting.batching
+        text = head + setting.batching.to_text()
+        found[f"cpus/{cores}/{CONFIG}"] = text
+        flags = setting.flags(Path(CONFIG))
+        found[f"cpus/{cores}/{FLAG_FILE}"] = "".join(
+            f"{flag}\n" for flag in flags if "batching" not in flag
+        )
+        if cores == largest.cores:
+            found[CONFIG] = text
+    return found
+
+
+def report(
+    tunings: Sequence[Tuning], compared: dict[str, Scenarios], facts: dict[str, str]
+) -> Iterator[str]:
+    """Lines of Markdown."""
+    yield "# Tuning"
+    yield ""
+    yield from (f"- {name}: {value}" for name, value in facts.items())
+    for tuning in tunings:
+        yield ""
+        yield f"## {tuning.cores} core{'s' if tuning.cores > 1 else ''}"
+        yield ""
+        yield f"Images a second with p99 within {1e3 * tuning.limit:g} ms:"
+        yield ""
+        yield "| setting | images/s |"
+        yield "|---|---|"
+        settings = dict.fromkeys(point.setting for point in tuning.points)
+        for setting in sorted(settings, key=tuning.rate, reverse=True):
+            mark = " **chosen**" if setting == tuning.best else ""
+            yield f"| {setting}{mark} | {tuning.rate(setting):.1f} |"
+        yield ""
+        yield "The frontier, of all settings and numbers of callers:"
+        yield ""
+        yield "| images/s | p99 ms | callers | setting |"
+        yield "|---|---|---|---|"
+        for point in tuning.frontier():
+            yield (
+                f"| {point.images_per_second:.1f} | {1e3 * point.tail:.0f} | {point.callers} | "
+                f"{point.setting} |"
+            )
+    yield from _compared(compared)
+
+
+def _compared(compared: dict[str, Scenarios]) -> Iterator[str]:
+    tuned = compared["tuned"]
+    yield ""
+    yield "## Beside what nobody tuned"
+    yield ""
+    yield "Medians of rounds in which the servers take turns; in brackets the tuned server's figure"
+    yield "÷ this one's, by round."
+    yield ""
+    yield "| server | SingleStream p90 ms | Server requests/s | Offline images/s |"
+    yield "|---|---|---|---|"
+    for name, found in compared.items():
+        cells = [
+            _cell(found.single_stream, tuned.single_stream, 1e3),
+            _cell(found.server, tuned.server, 1),
+            _cell(found.offline, tuned.offline, 1),
+        ]
+        yield f"| {name} | {' | '.join(cells)} |"
+
+
+def _cell(values: Sequence[float], tuned: Sequence[float], scale: float) -> str:
+    ratios = [t / value for t, value in zip(tuned, values, strict=True) if value]
+    ratio = f" ({statistics.median(ratios):.2f})" if ratios and values is not tuned else ""
+    return f"{scale * statistics.median(values):.1f}{ratio}"
