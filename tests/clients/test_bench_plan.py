@@ -15,6 +15,7 @@ BATCHING = Batching(8, 2000, 1000, 2, (1, 2, 4, 8))
 WAIT = 0.0025  # the timeout, and half of a look
 FIXED, EACH = 0.006, 0.004  # seconds of a batch, and of each image in it
 GAIN = 1.25  # of two batches of 8 at once
+SENDER = 0.02  # of a core
 COMMAND = "tfs bench --concurrency 1,2 --batch 1,2,4,8 --output FOLDER"
 
 
@@ -27,7 +28,7 @@ def callers(amount: int, batch: int, seconds: float, requests: int = 200) -> lis
     window = Window(requests * seconds / amount, completed=requests * batch, sent=requests)
     for step in range(requests):
         record(window.latency, seconds * (1 + 0.01 * (step - requests // 2) / requests))
-    return [Measurement("", batch, [window], 0.1, True, closed=True, amount=amount)]
+    return [Measurement("", batch, [window], SENDER, True, closed=True, amount=amount)]
 
 
 def report(batching: Batching | None = BATCHING) -> Report:
@@ -48,11 +49,20 @@ def test_times_of_batches_are_what_was_measured_without_the_wait():
         assert seconds == pytest.approx(FIXED + EACH * size, rel=2e-3)
 
 
-def test_batches_at_once_gain_what_was_measured_and_small_ones_more():
-    demand = service_of(report(), BATCHING, 2.0).demand
-    assert demand[8] == pytest.approx(1 / GAIN, rel=5e-3)
-    assert list(demand.values()) == sorted(demand.values())
-    assert demand[1] >= 0.5  # one of two cores
+def test_work_is_what_it_takes_when_no_core_is_idle():
+    found = service_of(report(), BATCHING, 2.0)
+    work = {size: found.seconds[size] * share for size, share in found.demand.items()}
+    request = SENDER * (FIXED + EACH + WAIT) / 2
+    image = ((FIXED + 8 * EACH) / GAIN - FIXED / 2) / 8
+    for size, seconds in work.items():
+        expected = FIXED / 2 + size * image + (size - 1) * request
+        assert seconds == pytest.approx(expected, rel=5e-3)
+
+
+def test_no_batch_uses_more_than_all_cores():
+    measured = report()
+    measured.measurements[-1] = callers(2, 8, 3 * (FIXED + 8 * EACH))  # at once is slower
+    assert max(service_of(measured, BATCHING, 2.0).demand.values()) == 1
 
 
 def test_the_time_varies_as_one_callers_requests_do():

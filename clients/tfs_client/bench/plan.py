@@ -8,9 +8,9 @@ that the simulation needs:
 
     1 caller, n images a request   how long a batch of n takes alone: the median, less the time that
                                    the queue waits for more
-    1 caller, 1 image a request    how the time of a batch varies
-    2 or more callers that send    what batches at once gain over one alone, which leaves cores idle
-    the largest batches            at times
+    1 caller, 1 image a request    how the time of a batch varies, and what sending a request costs
+    2 or more callers that send    how long a batch takes when no core is ever idle
+    the largest batches
 """
 
 from __future__ import annotations
@@ -143,10 +143,15 @@ def _held(service: Service, batching: Batching | None, limit: float) -> float:
 def service_of(report: Report, batching: Batching | None, cores: float) -> Service:
     """What computing costs.
 
-    How busy a batch keeps the cores follows from two things. Batches of the largest size are `gain`
-    times as fast at once as one after another, so that one alone uses 1 / gain of the cores. And of
-    the time s(n) = a + b × n of a batch, the part a, which does not grow with the batch, is taken
-    to be the work of one core; the rest uses the same share of the cores whatever the size.
+    A batch takes s(n) alone, as measured, and is an amount of work W(n) for all cores together. It
+    has a fixed part a, which is the s(0) of a line through the first and the last size, and which
+    is the work of one core:
+
+        W(n) = a / cores + n × c + (n - 1) × r
+
+    c: of an image, so that W(last) is what one of several takes when all send the largest batches.
+    r: of a request, as far as one caller's tells: what the sender itself computes for it. Those of
+       a batch come one by one; what was measured alone had one request for all its images.
 
     Raises:
         TFSError: the report lacks a measurement, or is of a server with other batching.
@@ -159,12 +164,12 @@ def service_of(report: Report, batching: Batching | None, cores: float) -> Servi
             "the report's requests take less time than batches wait to be filled: it is of a "
             "server with another batching file"
         )
-    gain = max(1.0, (several.amount or 1.0) * seconds[last] / _median(several))
     slope = (seconds[last] - seconds[first]) / max(1, last - first)
-    fixed = max(0.0, seconds[first] - slope * first) if last > first else 0.0
-    share = (seconds[last] / gain - fixed / cores) / (seconds[last] - fixed)
+    fixed = max(0.0, seconds[first] - slope * first) / cores if last > first else 0.0
+    image = (_median(several) / (several.amount or 1.0) - fixed) / last
+    request = alone[first].processor * _median(alone[first]) / cores
     demand = {
-        size: (fixed / cores + max(0.0, took - fixed) * share) / took
+        size: min(1.0, (fixed + size * image + (size - 1) * request) / took)
         for size, took in seconds.items()
     }
     return Service(seconds, demand, _spread(alone[first], seconds[first]))
