@@ -166,7 +166,9 @@ def service_of(report: Report, batching: Batching | None, cores: float) -> Servi
         )
     slope = (seconds[last] - seconds[first]) / max(1, last - first)
     fixed = max(0.0, seconds[first] - slope * first) / cores if last > first else 0.0
-    image = (_median(several) / (several.amount or 1.0) - fixed) / last
+    # Alone, a batch has no more than all cores.
+    most = min(seconds[last], _median(several) / (several.amount or 1.0))
+    image = (most - fixed) / last
     request = alone[first].processor * _median(alone[first]) / cores
     demand = {
         size: min(1.0, (fixed + size * image + (size - 1) * request) / took)
