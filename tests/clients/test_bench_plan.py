@@ -6,8 +6,10 @@ import pytest
 from tfs_client import TFSError
 from tfs_client.bench import plan as planning
 from tfs_client.bench.batching import Batching
+from tfs_client.bench.loads import Poisson
 from tfs_client.bench.measure import Measurement
-from tfs_client.bench.plan import TOLERANCE, plan, service_of
+from tfs_client.bench.plan import TOLERANCE, checks, plan, service_of
+from tfs_client.bench.queueing import simulate
 from tfs_client.bench.report import Report
 from tfs_client.bench.windows import Window, record
 
@@ -122,6 +124,25 @@ def test_the_text_says_all_of_it():
     assert f"{found.held:.1f} images/s with p99 within 100 ms" in lines[0]
     assert f"{found.replicas} for 1000 images/s" in lines[1]
     assert f"2 cores each, {2 * found.replicas} together" in lines[2]
+
+
+def test_loads_that_the_report_has_are_predicted():
+    measured = report()
+    outcome = simulate(Poisson(60), service_of(measured, BATCHING, 2.0), BATCHING, 4000, seed=7)
+    window = Window(3000 / 60, sent=3000)
+    for seconds in outcome.latencies:
+        record(window.latency, seconds)
+    rows = [
+        Measurement(load, 1, [window] * 3, 0.1, True, seed=7, amount=60.0)
+        for load in ("60/s", "60/s even")
+    ]
+    measured.measurements += [[row] for row in rows]
+    found = list(checks(measured, BATCHING))
+    assert [(each.load, each.q) for each in found] == [("60/s", 50), ("60/s", 99)]
+    for each in found:
+        assert each.predicted == pytest.approx(each.measured, rel=0.1)
+    assert "60/s  p50 " in str(found[0])
+    assert "ms measured: " in str(found[0])
 
 
 @pytest.mark.parametrize("missing", [0, 3, 4])

@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from tfs_client._errors import TFSError
 from tfs_client.bench.batching import Batching
@@ -96,8 +97,7 @@ def plan(report: Report, batching: Batching | None, rate: float, limit: float) -
         TFSError: the report lacks a measurement, or no rate is within the limit.
     """
     cores = _cores(report)
-    if batching and not batching.num_batch_threads:
-        batching = replace(batching, num_batch_threads=math.ceil(cores))
+    batching = _with_threads(batching, cores)
     service = service_of(report, batching, cores)
     held = _held(service, batching, limit)
     replicas = max(math.ceil(rate / held) + 1, math.ceil(rate / held * TOLERANCE))
@@ -114,6 +114,12 @@ def _cores(report: Report) -> float:
         return float(report.machine["cores"].split()[0])
     except (KeyError, IndexError, ValueError) as error:
         raise TFSError("the report does not say how many cores were measured") from error
+
+
+def _with_threads(batching: Batching | None, cores: float) -> Batching | None:
+    if batching and not batching.num_batch_threads:
+        return replace(batching, num_batch_threads=math.ceil(cores))
+    return batching
 
 
 def _held(service: Service, batching: Batching | None, limit: float) -> float:
@@ -135,6 +141,55 @@ def _held(service: Service, batching: Batching | None, limit: float) -> float:
         middle = math.sqrt(low * high)
         low, high = (middle, high) if within(middle) else (low, middle)
     return low
+
+
+# --- is it to be believed? ---
+
+
+class Check(NamedTuple):
+    """A percentile of a load that the report has, too.
+
+    Attributes:
+        load: as in the report.
+        q: which percentile.
+        predicted: in seconds.
+        measured: in seconds.
+    """
+
+    load: str
+    q: float
+    predicted: float
+    measured: float
+
+    def __str__(self) -> str:
+        ratio = self.predicted / self.measured
+        values = f"{1e3 * self.predicted:.1f} ms predicted, {1e3 * self.measured:.1f} ms measured"
+        return f"{self.load:>15}  p{self.q:g} {values}: {ratio:.2f}"
+
+
+def checks(report: Report, batching: Batching | None) -> Iterator[Check]:
+    """Predict the Poisson loads of one image a request that the report has.
+
+    The very moments that were sent at are simulated: a tail depends on the few times at which many
+    came at once, and in minutes there are too few of these for it to be that of another minute.
+
+    Raises:
+        TFSError: as `plan`.
+    """
+    cores = _cores(report)
+    batching = _with_threads(batching, cores)
+    service = service_of(report, batching, cores)
+    for found in (each for row in report.measurements for each in row):
+        load = Poisson(found.amount or 0.0)
+        if found.closed or found.batch != 1 or found.load != str(load):
+            continue
+        # The warm-up was as long as a window.
+        requests = math.ceil(found.whole.sent * (1 + 1 / len(found.windows)))
+        outcome = simulate(load, service, batching, requests, found.seed)
+        for q in (50.0, TAIL):
+            measured = found.whole.percentile(q)
+            if measured is not None:
+                yield Check(found.load, q, outcome.percentile(q), measured)
 
 
 # --- what the report says of computing ---
