@@ -13,5 +13,7 @@ Data flows down this list:
     report        a table, JSON, CSV; plots has the pictures
     compare       two reports -> ratios with intervals, and whether one is a regression
     tune          servers with other settings -> the best ones, as configuration files
+    batching      which requests make a batch: TensorFlow Serving's batching file
+    queueing      arrivals, a batching queue, cores that are shared: a replica, simulated
     plan          a report -> how many replicas a rate takes, by simulation
 """
