@@ -21,7 +21,7 @@ LABELLED := --model_config_file=models/models.config --model_config_file_poll_wa
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL: # stages follow each other
-.PHONY: help setup demo data train import-weights evaluate export validate publish promote rollback versions prune serve classify benchmark benchmark-training benchmark-graph benchmark-server benchmark-client test test-slow lint format proto clean
+.PHONY: help setup demo data train import-weights evaluate export validate publish promote rollback versions prune serve classify benchmark tune benchmark-training benchmark-graph benchmark-server benchmark-client test test-slow lint format proto clean
 
 help: ## print this list
 	@echo 'GoogLeNet Serving: labelled images in, a served classifier out'; echo
@@ -94,6 +94,9 @@ classify: $(READY) ## classify IMAGE on the server at ADDRESS
 
 benchmark: $(READY) ## measure the published model on a server of its own, or what is at ADDRESS
 	@$(PIPELINE) benchmark $(if $(DATASET),--dataset "$(DATASET)") $(ADDRESS_FLAG) -- $(FLAGS)
+
+tune: $(READY) ## look for the server's best batching and threads for the published model
+	@$(PIPELINE) tune $(if $(DATASET),--dataset "$(DATASET)") -- $(FLAGS)
 
 benchmark-training: $(READY) ## measure training, beside PyTorch where it is installed
 	@$(PIPELINE) benchmark-training $(MIRROR_FLAG) $(FLAGS)

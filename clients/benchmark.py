@@ -24,10 +24,15 @@ import grpc
 import numpy as np
 from tfs_client import AsyncClient, Client, _calls, _tensors, tfs_pb2
 from tfs_client._errors import Asked
+from tfs_client.bench import measure
+from tfs_client.bench.loads import Closed
+from tfs_client.bench.payloads import Payload
 
 PREDICT = "/tensorflow.serving.PredictionService/Predict"
 IN_FLIGHT = 256
-GOALS = {"encode": 1.05, "overhead": 60.0, "async": 0.9}
+SMALL_POOL = 4  # threads of a server that wastes little time on handing requests to them
+LOAD_CALLERS = 64
+GOALS = {"encode": 1.05, "overhead": 60.0, "async": 0.9, "load": 6000.0}
 OTHER = "tensorflow_serving.apis.prediction_service_pb2_grpc"
 
 
@@ -36,14 +41,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=9, help="turns that each has")
     parser.add_argument("--output", type=Path, help="file to write the same text into")
-    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--serve", type=int, metavar="THREADS", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
-        serve()
+        serve(options.serve)
         return
     with server() as address:
         lines = [*head(options.rounds), encoding(options.rounds), calls(address, options.rounds)]
         lines.append(asyncio.run(flights(address, options.rounds)))
+    with server(SMALL_POOL) as address:
+        lines.append(load(address, options.rounds))
     lines += imports()
     text = "\n".join(lines) + "\n"
     print(text, end="")
@@ -146,6 +153,22 @@ async def flights(address: str, rounds: int) -> str:
     )
 
 
+def load(address: str, rounds: int) -> str:
+    """The load generator: what it can send, and what else measures it on the same cores."""
+    request = _request({"x": np.ones(1, np.float32)})
+    payload = Payload(request, 1, {"y": np.ones(1, np.float32)})
+    with measure.senders({"address": address}, [payload]) as senders:
+        found = [senders.measure(Closed(LOAD_CALLERS), 1.0, least=3, most=3) for _ in range(rounds)]
+    rate = statistics.median(each.whole.images_per_second for each in found)
+    processor = statistics.median(each.processor for each in found)
+    assert not any(each.bad for each in found)
+    return (
+        f"- `tfs bench` with {LOAD_CALLERS} callers and a server of {SMALL_POOL} threads on the "
+        f"same cores: {rate:,.0f} requests/s, with {100 * processor:.0f} % of a core for the "
+        f"sender{goal(rate, 'load', 'at least')}"
+    )
+
+
 def imports() -> Iterator[str]:
     """Beside tensorflow-serving-api where that is installed; test_isolation.py has the limits."""
     for name in ("tfs_client", OTHER):
@@ -198,10 +221,10 @@ def _answer(outputs: dict[str, np.ndarray]) -> bytes:
     return response.SerializeToString()
 
 
-def serve() -> None:
+def serve(threads: int) -> None:
     """Answer every request alike, until standard input ends."""
     answer = _answer({"y": np.ones(1, np.float32)})
-    server = grpc.server(futures.ThreadPoolExecutor(IN_FLIGHT))
+    server = grpc.server(futures.ThreadPoolExecutor(threads))
     handlers = {"Predict": grpc.unary_unary_rpc_method_handler(lambda *_: answer)}
     service = PREDICT.split("/")[1]
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
@@ -211,10 +234,12 @@ def serve() -> None:
 
 
 @contextlib.contextmanager
-def server() -> Iterator[str]:
+def server(threads: int = IN_FLIGHT) -> Iterator[str]:
     """A process that serves; its address."""
     with subprocess.Popen(
-        [sys.executable, __file__, "--serve"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        [sys.executable, __file__, "--serve", str(threads)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
     ) as process:
         assert process.stdout
         try:

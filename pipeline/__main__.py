@@ -154,6 +154,17 @@ def benchmark(options: Namespace) -> int:
     )
 
 
+def tune(options: Namespace) -> int:
+    """Look for the embedded server's best settings for the published model"""
+    from pipeline import benchmark, samples
+
+    return benchmark.tune(
+        samples.folder(options.dataset or "fashion_mnist", options.data_dir),
+        Path(options.repository),
+        options.flags,
+    )
+
+
 def benchmark_training(options: Namespace) -> None:
     """Measure training throughput and start-up, beside PyTorch where it is installed"""
     from pipeline.training_benchmark import compare
@@ -285,6 +296,7 @@ STAGES = {
     versions: ("--repository",),
     prune: ("--keep", "--repository"),
     benchmark: ("--dataset", "--data-dir", "--repository", "--address", "flags"),
+    tune: ("--dataset", "--data-dir", "--repository", "flags"),
     benchmark_training: ("--data-dir", "--mirror", "--rounds", "--seconds", "--output"),
     benchmark_graph: ("--rounds", "--seconds", "--output"),
     benchmark_server: ("--rounds", "--seconds", "--output"),

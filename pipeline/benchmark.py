@@ -1,17 +1,21 @@
 """Throughput and latency of the published model on the embedded server.
 
     make benchmark [ADDRESS=host:port] [FLAGS="--scenario all --output report/"]
+    make tune [FLAGS="--limit-ms 200 --output serving/config"]
 
-measures with `tfs bench` on test images, in a minute. With an address, what serves there is
-measured.
+The first measures with `tfs bench` on test images, in a minute; with an address, what serves there.
+The second looks for the best settings with `tfs tune`, in a quarter of an hour.
 """
 
+import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from tfs_client.__main__ import main as tfs
 from tfs_client.bench.servers import free_port
 
+from pipeline.config import MODEL_NAME
 from pipeline.errors import PipelineError
 from pipeline.local_server import serving
 
@@ -35,8 +39,7 @@ def benchmark(
     Raises:
         PipelineError: no sample images, nothing published, or the server does not start.
     """
-    if not any(images.glob("*.png")):
-        raise PipelineError(f"no images in {images}: run `make data` with the same DATASET")
+    _check(images)
     bench = ["bench", "--images", str(images), *flags]
     if address:
         return tfs([*bench, "--address", address])
@@ -45,3 +48,31 @@ def benchmark(
     metrics = f"http://localhost:{rest}/monitoring/prometheus/metrics"
     with serving(repository, f"--rest_api_port={rest}", monitoring) as client:
         return tfs([*bench, "--address", client.address, "--metrics", metrics])
+
+
+def tune(images: Path, repository: Path, flags: Sequence[str] = ()) -> int:
+    """Run `tfs tune` with the embedded server and a published model.
+
+    Args:
+        images: folder of those to send.
+        repository: holds `googlenet/<version>/`.
+        flags: further ones of `tfs tune`.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        PipelineError: no sample images, or nothing published.
+    """
+    _check(images)
+    if not (repository / MODEL_NAME).is_dir():
+        raise PipelineError(f"no model is published in {repository}/: run `make train export`")
+    model = (repository / MODEL_NAME).absolute()
+    server = [sys.executable, "-m", "serving", "--port={port}", f"--model_base_path={model}"]
+    command = f"{shlex.join([*server, f'--model_name={MODEL_NAME}'])} {{flags}}"
+    return tfs(["tune", "--images", str(images), "--server", command, *flags])
+
+
+def _check(images: Path) -> None:
+    if not any(images.glob("*.png")):
+        raise PipelineError(f"no images in {images}: run `make data` with the same DATASET")

@@ -9,6 +9,8 @@
     tfs reload models.config
     tfs bench --images samples/ --rate 50,100 --output before/
     tfs bench compare before/ after/
+    tfs plan before/ --rate 50000 --p99-ms 100 --batching serving/config/batching.config
+    tfs tune --server 'python -m serving --port={port} --model_base_path=/models/m {flags}'
     tfs completion bash
 
 Exit codes: 0 all went well; 1 an image could not be classified, a
@@ -22,6 +24,7 @@ from __future__ import annotations
 import argparse
 import io
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -155,6 +158,7 @@ def _parser() -> _Parser:
     command(_commands.reload).add_argument("config", metavar="FILE", help="a models.config")
     _add_bench(command(_commands.bench))
     _add_tune(commands)
+    _add_plan(commands)
     text = "Print a script that completes this command's arguments in a shell."
     completion = commands.add_parser("completion", help=text, description=text)
     completion.add_argument("shell", choices=("bash", "zsh", "tcsh"))
@@ -182,27 +186,28 @@ def _add_bench(bench: _Parser) -> None:
         "--batch", type=counts, default=(1,), metavar="N[,N…]", help="images in a request"
     )
     bench.add_argument("--signature", help="the first that takes the payload, if not given")
-    load = bench.add_mutually_exclusive_group()
-    load.add_argument(
+    bench.add_argument(
         "--concurrency", type=counts, metavar="N[,N…]",
         help="callers, each of which waits for its answer; 1,8,32 if no load is named",
     )  # fmt: skip
-    load.add_argument(
+    bench.add_argument(
         "--rate", type=rates, metavar="R[,R…]", help="requests a second, which nobody waits for"
     )
-    load.add_argument(
+    bench.add_argument(
         "--steps", type=pairs("RATE:SECONDS"), metavar="R:S[,R:S…]",
         help="rates one after another, each for some seconds",
     )  # fmt: skip
-    load.add_argument(
+    bench.add_argument(
         "--burst", type=pairs("REQUESTS:SECONDS"), metavar="N:S[,N:S…]",
         help="so many requests at once, every so many seconds",
     )  # fmt: skip
-    load.add_argument(
+    bench.add_argument(
         "--replay", metavar="FILE", help="requests at a file's moments, in seconds, one a line"
     )
-    load.add_argument(
-        "--scenario", choices=("single-stream", "server", "offline", "all"), help="MLPerf's"
+    bench.add_argument(
+        "--scenario",
+        choices=("single-stream", "server", "offline", "all"),
+        help="MLPerf's, in place of loads",
     )
     bench.add_argument(
         "--arrivals", choices=loads.ARRIVALS, default="poisson", help="of the requests of a --rate"
@@ -258,7 +263,21 @@ def _add_tune(commands: argparse._SubParsersAction[_Parser]) -> None:
     tune.set_defaults(offline=_tune)
 
 
+def _add_plan(commands: argparse._SubParsersAction[_Parser]) -> None:
+    text = _commands.plan.__doc__
+    plan = commands.add_parser("plan", help=text, description=text)
+    plan.add_argument("report", help="a folder of `tfs bench --output`, or its report.json")
+    plan.add_argument("--rate", type=positive, required=True, help="images a second")
+    plan.add_argument("--p99-ms", type=positive, default=100.0, help="limit of p99 (100)")
+    plan.add_argument(
+        "--batching", metavar="FILE", help="that the server was measured with; none if not given"
+    )
+    plan.set_defaults(offline=_commands.plan)
+
+
 def _tune(options: argparse.Namespace) -> int:
+    for number in (signal.SIGTERM, signal.SIGHUP):  # the servers end with it
+        signal.signal(number, lambda n, _: sys.exit(128 + n))
     options.settings = {"model": options.model, "retry": Retry(attempts=1)}
     return _commands.tune(options)
 

@@ -274,6 +274,12 @@ def tune(options: argparse.Namespace) -> int:
     return code
 
 
+def plan(options: argparse.Namespace) -> int:
+    """Say how many replicas a rate takes, from the report of a benchmark of one."""
+    code: int = _bench_command().plan(options)
+    return code
+
+
 def compare(options: argparse.Namespace) -> int:
     """Compare two reports of a benchmark; the exit code is 1 for a regression."""
     code: int = _bench_command().compare(options)

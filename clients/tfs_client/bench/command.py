@@ -1,4 +1,4 @@
-"""`tfs bench` and `tfs tune`: options -> loads, and measurements -> what is printed and written."""
+"""`tfs bench`, `tune` and `plan`: options -> loads; measurements -> what is printed and written."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from tfs_client.bench import (
     sender,
     server_side,
 )
+from tfs_client.bench.batching import Batching
 from tfs_client.bench.loads import Load
 from tfs_client.bench.measure import Measurement, Senders
 from tfs_client.bench.report import Report
@@ -96,21 +97,22 @@ def _loads(senders: Senders, options: argparse.Namespace, written: Report) -> No
 
 
 def asked_for(options: argparse.Namespace) -> list[Load]:
-    """The loads that the options name.
+    """The loads that the options name; some callers, where they name none.
 
     Raises:
         TFSError: a file of timestamps cannot be read.
     """
-    if options.rate:
-        arrivals = loads.ARRIVALS[options.arrivals]
-        return [arrivals(rate) for rate in options.rate]
+    arrivals = loads.ARRIVALS[options.arrivals]
+    found: list[Load] = [
+        *map(loads.Closed, options.concurrency or ()),
+        *map(arrivals, options.rate or ()),
+        *(loads.Burst(int(size), every) for size, every in options.burst or ()),
+    ]
     if options.steps:
-        return [loads.Steps(options.steps)]
-    if options.burst:
-        return [loads.Burst(int(size), every) for size, every in options.burst]
+        found.append(loads.Steps(options.steps))
     if options.replay:
-        return [loads.Replay.of_file(options.replay)]
-    return [loads.Closed(callers) for callers in options.concurrency or DEFAULT_CALLERS]
+        found.append(loads.Replay.of_file(options.replay))
+    return found or list(map(loads.Closed, DEFAULT_CALLERS))
 
 
 def _scenarios(senders: Senders, options: argparse.Namespace, batch: int, written: Report) -> None:
@@ -264,4 +266,23 @@ def tune(options: argparse.Namespace, images: Sequence[str]) -> int:
         _write(options.output, {name: content.encode() for name, content in written.items()})
     if options.report:
         _write(options.report.parent, {options.report.name: text.encode()})
+    return 0
+
+
+# --- plan ---
+
+
+def plan(options: argparse.Namespace) -> int:
+    """Print how many replicas a rate takes, and how far the prediction is from what was measured.
+
+    Returns:
+        0.
+    """
+    from tfs_client.bench import plan as planning  # simpy
+
+    measured = Report.of_file(options.report)
+    batching = Batching.of_file(options.batching) if options.batching else None
+    print(planning.plan(measured, batching, options.rate, options.p99_ms / 1e3))
+    for check in planning.checks(measured, batching):
+        print(check)
     return 0

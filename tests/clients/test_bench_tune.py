@@ -1,0 +1,132 @@
+"""The tuner with a server whose best setting is known, and what it writes."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+from tfs_client import TFSError
+from tfs_client.bench import payloads, scenarios, tune
+from tfs_client.bench.batching import Batching
+from tfs_client.bench.tune import Bench, Point, Setting, Tuning, sized
+
+from tests.conftest import ROOT
+
+SERVER = f"{sys.executable} -m tests.clients.tuned_server --port={{port}} {{flags}}"
+BEST = Setting(sized(16, 2000, 2), 2)
+
+
+@pytest.fixture(autouse=True)
+def quickly(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(tune, "CALLERS", (1, 8))
+    monkeypatch.setattr(tune, "WINDOWS", 3)
+    monkeypatch.setattr(scenarios, "SAMPLES", 20)
+
+
+def bench(folder: Path, command: str = SERVER) -> Bench:
+    said: list[str] = []
+    return Bench(command, {}, lambda client: payloads.make(client)[:1], 0.2, folder, said.append)
+
+
+def test_the_best_setting_is_found_and_beats_what_nobody_tuned(tmp_path, monkeypatch):
+    monkeypatch.setattr(tune, "AXES", (tune._sizes,))
+    made = bench(tmp_path)
+    found = tune.search(made, 1, limit=0.5)
+    assert found.best == Setting(sized(16, 2000, 2), 1)
+    assert found.rate(found.best) > 2 * found.rate(Setting(sized(8, 2000, 2), 1)) > 0
+    assert {point.callers for point in found.points} == {1, 8}
+    compared = tune.beside_untuned(made, found.best, 1, limit=0.5, rounds=1)
+    assert list(compared) == ["no batching", "--enable_batching alone", "tuned"]
+    assert compared["tuned"].offline[0] > 2 * compared["no batching"].offline[0]
+    text = "\n".join(tune.report([found], compared, {"processor": "one"}))
+    assert f"{found.best} **chosen**" in text
+    assert "| no batching | " in text
+
+
+def test_a_limit_that_nothing_holds_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(tune, "AXES", ())
+    monkeypatch.setattr(tune, "AXES", (lambda at, _: [at],))
+    with pytest.raises(TFSError, match=r"no setting has its p99 within 0\.1 ms: the lowest is"):
+        tune.search(bench(tmp_path), 1, limit=0.0001)
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("server {flags}", "has no {port}"),
+        ("server {port}", "has no {flags}"),
+        ("no-such-server {port} {flags}", "no such program"),
+        ("sh -c 'echo no luck; exit 1' {port} {flags}", "did not start: no luck"),
+        ("'sh {port} {flags}", "No closing quotation"),
+    ],
+)
+def test_a_command_that_serves_nothing_is_an_error(tmp_path, command, words):
+    with pytest.raises(TFSError) as caught, bench(tmp_path, command).serving(BEST, 1):
+        pass
+    assert words in str(caught.value)
+
+
+def test_the_frontier_is_what_nothing_beats():
+    other = replace(BEST, intra_op=1)
+    points = [
+        Point(BEST, 1, 50, 0.02), Point(other, 1, 40, 0.03), Point(BEST, 8, 90, 0.1),
+        Point(other, 8, 80, 0.08), Point(other, 64, 90, 0.9),
+    ]  # fmt: skip
+    found = Tuning(2, 0.5, points)
+    assert found.frontier() == [points[0], points[3], points[2]]
+    assert found.rate(other) == 80
+    assert found.rate(Setting(None)) == 0
+
+
+def test_flags_are_for_the_setting():
+    assert Setting(None).flags(Path("x")) == []
+    assert BEST.flags(Path("x")) == [
+        "--tensorflow_intra_op_parallelism=2", "--enable_batching", "--batching_parameters_file=x",
+        "--grpc_max_threads=96",
+    ]  # fmt: skip
+    assert Setting(sized(64, 0, 4)).flags(Path("x"))[-1] == "--grpc_max_threads=512"
+
+
+def test_files_are_for_each_limit_and_say_which_were_measured(tmp_path):
+    two = Tuning(2, 0.5, best=Setting(sized(16, 1000, 2), 1))
+    one = Tuning(1, 0.5, best=Setting(sized(8, 0, 1), 1))
+    written = tune.files([one, two])
+    assert set(written) == {
+        "batching.config",
+        *(f"cpus/{n}/{name}" for n in (1, 2, 4, 8) for name in ("batching.config", "flags")),
+    }
+    for name, text in written.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    read = {n: Batching.of_file(tmp_path / f"cpus/{n}/batching.config") for n in (1, 2, 4, 8)}
+    assert read == {
+        1: sized(8, 0, 1), 2: sized(16, 1000, 2), 4: sized(16, 1000, 4), 8: sized(16, 1000, 8)
+    }  # fmt: skip
+    assert Batching.of_file(tmp_path / "batching.config") == read[2]
+    assert "limit of 2, measured;" in written["batching.config"]
+    assert "limit of 8, derived from 2 cores;" in written["cpus/8/batching.config"]
+    assert written["cpus/8/flags"] == (
+        "--tensorflow_intra_op_parallelism=1\n--grpc_max_threads=256\n"
+    )
+    whole = Setting(sized(16, 1000, 2), 2)  # each batch has all cores
+    assert tune.scaled(whole, 2, 8) == replace(whole, intra_op=8)
+
+
+def test_sigterm_ends_the_servers_too(tmp_path):
+    command = [sys.executable, "-m", "tfs_client", "tune", "--server", SERVER]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=os.environ) as process:
+        deadline = time.monotonic() + 30
+        children: list[psutil.Process] = []
+        while len(children) < 2 and time.monotonic() < deadline:
+            time.sleep(0.1)
+            children = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 128 + signal.SIGTERM
+    _, alive = psutil.wait_procs(children, timeout=10)
+    assert not alive
