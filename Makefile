@@ -21,6 +21,8 @@ LABELLED := --model_config_file=models/models.config --model_config_file_poll_wa
 
 OVERLAY ?= production
 TRACKS := $(BIN)/python k8s/components/canary/tracks.py
+HAS_CANARY = grep -q components/canary "k8s/overlays/$(OVERLAY)/kustomization.yaml" || \
+  { echo 'make: overlay $(OVERLAY) has no canary: add ../../components/canary to its components' >&2; exit 2; }
 APPLY_TRACKS = $(KUBECTL) apply -k "k8s/overlays/$(OVERLAY)"
 K8S_TOOLS := .venv/k8s
 KUBECTL ?= kubectl
@@ -115,12 +117,15 @@ benchmark-client: $(READY) ## measure what the client costs beyond gRPC and prot
 
 canary-start: $(READY) ## on the cluster, serve VERSION to PERCENT (5) of the callers of OVERLAY (production)
 	@test -n "$(VERSION)" || { echo 'make: name it: make canary-start VERSION=3 PERCENT=5' >&2; exit 2; }
+	@$(HAS_CANARY)
 	@$(TRACKS) start "$(VERSION)" $(PERCENT) && $(APPLY_TRACKS)
 
 canary-promote: $(READY) ## on the cluster, make the canary's version stable
+	@$(HAS_CANARY)
 	@$(TRACKS) promote && $(APPLY_TRACKS)
 
 canary-rollback: $(READY) ## on the cluster, send every call to stable
+	@$(HAS_CANARY)
 	@$(TRACKS) rollback && $(APPLY_TRACKS)
 
 test: lint ## linters, type checks and all tests but the slow ones

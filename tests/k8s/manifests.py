@@ -1,6 +1,6 @@
 """The manifests as data: as they lie there, and as kustomize renders them.
 
-kustomize needs kubectl, from .venv/k8s (made by `make test-k8s`) or the PATH; the rest PyYAML alone.
+kustomize needs kubectl, from .venv/k8s (made by `make test-k8s`) or PATH; the rest PyYAML alone.
 """
 
 import itertools
@@ -19,16 +19,17 @@ K8S = ROOT / "k8s"
 TOOLS = ROOT / ".venv/k8s/bin"
 OVERLAYS = sorted(path.name for path in (K8S / "overlays").iterdir())
 COMPONENTS = sorted(path.name for path in (K8S / "components").iterdir())
-# Beside each alone: what is meant to work together.
+NEEDS = {"mtls-gateway": ("canary", "mtls"), "queue-autoscaling": ("monitoring",)}
+# Beside each with what it needs: what is meant to work together.
 TOGETHER = (
-    ("canary", "monitoring", "mtls", "queue-autoscaling", "quota"),
+    ("canary", "monitoring", "mtls", "mtls-gateway", "queue-autoscaling", "quota"),
     ("image-volume", "gpu", "monitoring", "queue-autoscaling"),
     ("bucket-model", "mtls", "monitoring"),
 )
 CASES = [
     (overlay, components)
     for overlay, components in itertools.product(
-        OVERLAYS, ((), *((name,) for name in COMPONENTS), *TOGETHER)
+        OVERLAYS, ((), *((*NEEDS.get(name, ()), name) for name in COMPONENTS), *TOGETHER)
     )
     if not (overlay == "embedded" and {"gpu", "bucket-model"} & set(components))  # it has neither
 ]

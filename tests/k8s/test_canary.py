@@ -1,10 +1,14 @@
 """The canary: its file, its versions in what both tracks serve, and its weights."""
 
 import importlib.util
+import shutil
+import subprocess
+import sys
 
 import pytest
 
 from serving import models_config
+from tests.conftest import ROOT
 from tests.k8s import manifests
 from tests.k8s.manifests import K8S, build, of_kind
 
@@ -95,3 +99,40 @@ def test_the_canary_is_what_stable_is(rendered):
     ]
     stable, canary = ({**pod, "topologySpreadConstraints": None, "volumes": None} for pod in pods)
     assert stable == canary
+
+
+@pytest.fixture
+def make(tmp_path):
+    """Run make in a copy of the manifests, with a kubectl that only says what it was asked."""
+    manifests.copy(tmp_path)
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    (tmp_path / ".venv/bin").mkdir(parents=True)
+    (tmp_path / ".venv/bin/python").symlink_to(sys.executable)
+
+    def run(*arguments):
+        ready = "--old-file=.venv/.ready"
+        return subprocess.run(
+            ["make", "--silent", ready, "KUBECTL=echo kubectl", *arguments],
+            cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+
+    return run
+
+
+def test_one_command_each(make, tmp_path):
+    refused = make("canary-promote")
+    assert refused.returncode == 2
+    assert "add ../../components/canary" in refused.stderr
+
+    manifests.with_components(tmp_path / "k8s", "production", ("canary",))
+    for arguments, versions in (
+        (["canary-start", "VERSION=9"], "CANARY_VERSION=9\nCANARY_WEIGHT=5"),
+        (["canary-start", "VERSION=9", "PERCENT=30"], "CANARY_VERSION=9\nCANARY_WEIGHT=30"),
+        (["canary-promote"], "STABLE_VERSION=9\nSTABLE_WEIGHT=100"),
+        (["canary-rollback"], "STABLE_WEIGHT=100\nCANARY_VERSION=9\nCANARY_WEIGHT=0"),
+    ):
+        done = make(*arguments)
+        assert done.returncode == 0, done.stderr
+        assert versions in done.stdout
+        assert done.stdout.endswith("kubectl apply -k k8s/overlays/production\n")
+    assert make("canary-start").returncode == 2  # no version

@@ -199,6 +199,29 @@ def test_gateway_routes_lead_to_services(documents):
                 assert backend["port"] in {port["port"] for port in ports}
 
 
+def test_gateways_have_their_certificates(documents):
+    secrets = {c["spec"]["secretName"] for c in of_kind(documents, "Certificate")}
+    services = named(documents, "Service")
+    for gateway in of_kind(documents, "Gateway"):
+        for listener in gateway["spec"]["listeners"]:
+            for reference in listener.get("tls", {}).get("certificateRefs", []):
+                assert reference["name"] in secrets
+        if "tls" in gateway["spec"]:
+            tls = gateway["spec"]["tls"]
+            for reference in tls["frontend"]["default"]["validation"]["caCertificateRefs"]:
+                assert reference["name"] in secrets
+            assert tls["backend"]["clientCertificateRef"]["name"] in secrets
+    for policy in of_kind(documents, "BackendTLSPolicy"):
+        assert all(target["name"] in services for target in policy["spec"]["targetRefs"])
+        validation = policy["spec"]["validation"]
+        assert all(ca["name"] in secrets for ca in validation["caCertificateRefs"])
+        (certificate,) = (
+            c["spec"] for c in of_kind(documents, "Certificate")
+            if c["metadata"]["name"] == "googlenet-server"
+        )  # fmt: skip
+        assert validation["hostname"] in certificate["dnsNames"]
+
+
 def test_service_monitors_find_services_and_their_port(documents):
     for monitor in of_kind(documents, "ServiceMonitor"):
         found = [
@@ -212,11 +235,15 @@ def test_service_monitors_find_services_and_their_port(documents):
 
 
 def test_certificates_are_for_the_names_clients_use(documents):
-    for certificate in of_kind(documents, "Certificate"):
-        if "dnsNames" in certificate["spec"]:
-            (namespace,) = named(documents, "Namespace")
-            service = certificate["spec"]["commonName"]
-            assert named(documents, "Service")[service]["spec"]["clusterIP"] == "None"
-            assert {service, f"{service}.{namespace}.svc"} <= set(certificate["spec"]["dnsNames"])
-        issuer = certificate["spec"]["issuerRef"]
+    certificates = {c["spec"]["secretName"]: c["spec"] for c in of_kind(documents, "Certificate")}
+    for certificate in certificates.values():
+        issuer = certificate["issuerRef"]
         assert issuer["name"] in named(documents, issuer["kind"])
+    for template in templates(documents):
+        for volume in template["spec"]["volumes"]:
+            if "secret" in volume:
+                certificate = certificates[volume["secret"]["secretName"]]
+                (namespace,) = named(documents, "Namespace")
+                service = certificate["commonName"]
+                assert named(documents, "Service")[service]["spec"]["clusterIP"] == "None"
+                assert {service, f"{service}.{namespace}.svc"} <= set(certificate["dnsNames"])

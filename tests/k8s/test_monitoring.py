@@ -133,6 +133,18 @@ def test_the_autoscalers_metric_is_recorded():
     assert ":" not in name  # the API server's path for it
 
 
+def test_the_dashboards_expressions_are_promql(tmp_path):
+    asked = expressions()[len(rules()) :]
+    texts = [
+        expression.replace("$__rate_interval", "5m").replace("$namespace", "n")
+        for expression in asked
+    ]
+    recorded = [{"record": f"panel_{i}", "expr": text} for i, text in enumerate(texts)]
+    group = {"name": "dashboard", "rules": recorded}
+    (tmp_path / "rules.yaml").write_text(yaml.safe_dump({"groups": [group]}))
+    promtool(tmp_path, "check", "rules", "rules.yaml")
+
+
 def test_rules_fire_and_only_when_they_should(tmp_path):
     groups = [group for file in RULES for group in read(file)[0]["spec"]["groups"]]
     rules_file = tmp_path / "rules.yaml"

@@ -1,5 +1,6 @@
 """Every overlay × component, judged by the field's own tools."""
 
+import math
 import subprocess
 
 import pytest
@@ -13,7 +14,7 @@ HERE = ROOT / "tests/k8s"
 # What a cluster has only with the operator that brings it; custom_resources.py knows most of them.
 OPERATORS = {
     *("Certificate", "Issuer", "PrometheusRule", "ServiceMonitor"),
-    *("GRPCRoute", "Gateway"),
+    *("BackendTLSPolicy", "GRPCRoute", "Gateway"),
 }
 
 
@@ -37,8 +38,10 @@ def run(*command):
     return done.returncode, done.stdout + done.stderr
 
 
-def test_kubernetes_knows_every_field(folder):
-    code, said = run("kubernetes-validate", "--strict", "--quiet", *folder.glob("*.yaml"))
+@pytest.mark.parametrize("version", ["1.34", "1.37"])
+def test_kubernetes_knows_every_field(folder, version):
+    files = sorted(folder.glob("*.yaml"))
+    code, said = run("kubernetes-validate", "--strict", "--quiet", "-k", version, *files)
     unknown = [line for line in said.splitlines() if "Couldn't find schema" in line]
     others = [line for line in said.splitlines() if line not in unknown]
     assert (code, others) == (0, [])
@@ -74,7 +77,7 @@ def test_overlays_hold_only_differences(overlay):
         "apiVersion", "kind", "namespace", "resources", "components", "patches"
     }  # fmt: skip
     assert content["resources"] == ["../../base"]
-    assert content["components"] == []
+    assert all((folder / component).is_dir() for component in content["components"])
     patches = {patch["path"] for patch in content["patches"]}
     assert {path.name for path in folder.iterdir()} == patches | {"kustomization.yaml"}
 
@@ -106,3 +109,31 @@ def test_patches_change_what_they_are_for(rendered):
     assert manifests.server(production)["resources"]["limits"] == {"cpu": "4", "memory": "4Gi"}
     assert manifests.server(embedded)["command"] == ["python", "-m", "serving"]
     assert manifests.server(production)["args"] == manifests.server(embedded)["args"]
+
+
+def test_the_quota_holds_what_production_may_grow_to(rendered):
+    """With a canary, a rollout of both, and training."""
+    documents = rendered("production", ("canary",)) + build(TRAINING[0])
+    (quota,) = of_kind(rendered("production", ("quota",)), "ResourceQuota")
+    asked = {"cpu": 0, "memory": 0, "pods": 0}
+    for document in documents:
+        template = manifests.pod_template(document)
+        if template is None:
+            continue
+        pods = document["spec"].get("completions")
+        if pods is None:
+            (most,) = (
+                scaler["spec"]["maxReplicas"]
+                for scaler in of_kind(documents, "HorizontalPodAutoscaler")
+                if scaler["spec"]["scaleTargetRef"]["name"] == document["metadata"]["name"]
+            )
+            surge = document["spec"]["strategy"]["rollingUpdate"]["maxSurge"]
+            pods = most + math.ceil(most * int(surge.removesuffix("%")) / 100)
+        (container,) = template["spec"]["containers"]
+        asked["cpu"] += pods * int(container["resources"]["limits"]["cpu"])
+        asked["memory"] += pods * int(container["resources"]["limits"]["memory"][:-2])
+        asked["pods"] += pods
+    hard = quota["spec"]["hard"]
+    assert (hard["limits.cpu"], hard["requests.cpu"]) == (str(asked["cpu"]),) * 2
+    assert (hard["limits.memory"], hard["requests.memory"]) == (f"{asked['memory']}Gi",) * 2
+    assert int(hard["pods"]) >= asked["pods"]

@@ -71,7 +71,10 @@ def test_preemption_is_no_failure(training, publishing):
     for job in (training, publishing):
         assert job["spec"]["template"]["spec"]["restartPolicy"] == "Never"
         ignored = job["spec"]["podFailurePolicy"]["rules"][0]
-        assert ignored == {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget"}]}
+        assert ignored == {
+            "action": "Ignore",
+            "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}],
+        }
     (stopped,) = (
         rule["onExitCodes"]
         for rule in training["spec"]["podFailurePolicy"]["rules"]
