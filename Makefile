@@ -19,6 +19,13 @@ NEWEST := --model_name=googlenet --model_base_path="$(CURDIR)/models/googlenet"
 LABELLED := --model_config_file=models/models.config --model_config_file_poll_wait_seconds=1 \
   --allow_version_labels_for_unavailable_models
 
+define RULES
+import sys, yaml
+print("# Made by `make rules` of", sys.argv[1])
+yaml.safe_dump(yaml.safe_load(open(sys.argv[1]))["spec"], sys.stdout, sort_keys=False, width=100)
+endef
+export RULES
+
 OVERLAY ?= production
 TRACKS := $(BIN)/python k8s/components/canary/tracks.py
 HAS_CANARY = grep -q components/canary "k8s/overlays/$(OVERLAY)/kustomization.yaml" || \
@@ -29,7 +36,7 @@ KUBECTL ?= kubectl
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL: # stages follow each other
-.PHONY: help setup demo data train import-weights evaluate export validate publish promote rollback versions prune serve classify benchmark benchmark-training benchmark-graph benchmark-server benchmark-client canary-start canary-promote canary-rollback test test-slow test-k8s lint format proto clean
+.PHONY: help setup demo data train import-weights evaluate export validate publish promote rollback versions prune serve classify benchmark benchmark-training benchmark-graph benchmark-server benchmark-client canary-start canary-promote canary-rollback test test-slow test-k8s rules lint format proto clean
 
 help: ## print this list
 	@echo 'GoogLeNet Serving: labelled images in, a served classifier out'; echo
@@ -136,6 +143,9 @@ test-slow: $(READY) ## the slow tests: whole trainings, and comparisons with PyT
 
 test-k8s: $(READY) $(K8S_TOOLS)/.ready ## manifests: every overlay × component rendered and judged, rules, dashboard
 	@$(BIN)/python -m pytest tests/k8s --numprocesses 2 --dist loadfile
+
+rules: $(READY) ## write the alerts of k8s/components/monitoring for the compose file's Prometheus
+	@$(BIN)/python -c "$$RULES" k8s/components/monitoring/prometheus-rule.yaml > serving/container/prometheus/rules.yaml
 
 $(K8S_TOOLS)/.ready: tests/k8s/requirements.txt | $(READY)
 	@echo 'Setting up $(K8S_TOOLS): about a minute and 0.6 GB'

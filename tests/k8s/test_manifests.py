@@ -116,6 +116,10 @@ def test_everything_is_in_one_namespace(documents):
                 assert document["metadata"]["namespace"] == name, document["metadata"]["name"]
 
 
+def all_probes(template):
+    return [found for container in containers(template) for found in probes(container)]
+
+
 def test_probes_are_of_a_port_that_is_there(documents):
     for template in templates(documents):
         for container in containers(template):
@@ -232,6 +236,8 @@ def test_service_monitors_find_services_and_their_port(documents):
         pods = len(of_kind(documents, "Deployment"))
         for endpoint in monitor["spec"]["endpoints"]:
             assert ports.count(endpoint["port"]) == pods  # more would count each pod twice
+            asked = {port["port"] for t in templates(documents) for _, port in all_probes(t)}
+            assert asked == {endpoint["port"]}  # metrics are on the REST port, as probes are
 
 
 def test_certificates_are_for_the_names_clients_use(documents):

@@ -65,7 +65,7 @@ def test_checkov_has_nothing_to_say(folder):
 
 def test_yamllint_has_nothing_to_say():
     config = HERE / "yamllint.yaml"
-    code, said = run("yamllint", "--strict", "-c", config, K8S, ROOT / "serving/config", HERE)
+    code, said = run("yamllint", "--strict", "-c", config, K8S, ROOT / "serving", HERE)
     assert code == 0, said
 
 
