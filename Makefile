@@ -150,7 +150,7 @@ rules: $(READY) ## write the alerts of k8s/components/monitoring for the compose
 $(K8S_TOOLS)/.ready: tests/k8s/requirements.txt | $(READY)
 	@echo 'Setting up $(K8S_TOOLS): about a minute and 0.6 GB'
 	@$(PYTHON) -m venv $(K8S_TOOLS)
-	@$(K8S_TOOLS)/bin/pip install --disable-pip-version-check --quiet -r $<
+	@$(K8S_TOOLS)/bin/pip install --disable-pip-version-check --quiet --no-deps --no-compile -r $<
 	@tests/k8s/install-promtool $(K8S_TOOLS)/bin
 	@touch $@
 
