@@ -19,17 +19,32 @@ NEWEST := --model_name=googlenet --model_base_path="$(CURDIR)/models/googlenet"
 LABELLED := --model_config_file=models/models.config --model_config_file_poll_wait_seconds=1 \
   --allow_version_labels_for_unavailable_models
 
+define RULES
+import sys, yaml
+print("# Made by `make rules` of", sys.argv[1])
+yaml.safe_dump(yaml.safe_load(open(sys.argv[1]))["spec"], sys.stdout, sort_keys=False, width=100)
+endef
+export RULES
+
+OVERLAY ?= production
+TRACKS := $(BIN)/python k8s/components/canary/tracks.py
+HAS_CANARY = grep -q components/canary "k8s/overlays/$(OVERLAY)/kustomization.yaml" || \
+  { echo 'make: overlay $(OVERLAY) has no canary: add ../../components/canary to its components' >&2; exit 2; }
+APPLY_TRACKS = $(KUBECTL) apply -k "k8s/overlays/$(OVERLAY)"
+K8S_TOOLS := .venv/k8s
+KUBECTL ?= kubectl
+
 .DEFAULT_GOAL := help
 .NOTPARALLEL: # stages follow each other
-.PHONY: help setup demo data train import-weights evaluate export validate publish promote rollback versions prune serve classify benchmark tune benchmark-training benchmark-graph benchmark-server benchmark-client test test-slow lint format proto clean
+.PHONY: help setup demo data train import-weights evaluate export validate publish promote rollback versions prune serve classify benchmark tune benchmark-training benchmark-graph benchmark-server benchmark-client canary-start canary-promote canary-rollback test test-slow test-k8s rules lint format proto clean
 
 help: ## print this list
 	@echo 'GoogLeNet Serving: labelled images in, a served classifier out'; echo
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
+	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 	@echo; echo 'Variables: DATASET=tfds_name|folder  PRESET=demo|best|finetune|imagenet|paper'
 	@echo '           MIRROR=file:///…  RUN=runs/…  INIT_FROM=runs/…|file.pth  FLAGS="--seed 2 …"'
 	@echo '           WEIGHTS=file.pth  PRECISION=fp32|bf16|int8  GATE="--floor 0.9 …"  FORCE=reason'
-	@echo '           VERSION=3  LABEL=stable|canary  KEEP=3  IMAGE=file  ADDRESS=host:port  PORT=8500  REST_PORT=8501'
+	@echo '           VERSION=3  PERCENT=5  LABEL=stable|canary  KEEP=3  IMAGE=file  ADDRESS=host:port  PORT=8500  REST_PORT=8501'
 
 setup: $(READY) ## make the virtual environment .venv (other targets do it by themselves)
 
@@ -110,11 +125,37 @@ benchmark-server: $(READY) ## measure the embedded server beside the same model 
 benchmark-client: $(READY) ## measure what the client costs beyond gRPC and protobuf
 	@$(BIN)/python clients/benchmark.py $(FLAGS)
 
+canary-start: $(READY) ## on the cluster, serve VERSION to PERCENT (5) of the callers of OVERLAY (production)
+	@test -n "$(VERSION)" || { echo 'make: name it: make canary-start VERSION=3 PERCENT=5' >&2; exit 2; }
+	@$(HAS_CANARY)
+	@$(TRACKS) start "$(VERSION)" $(PERCENT) && $(APPLY_TRACKS)
+
+canary-promote: $(READY) ## on the cluster, make the canary's version stable
+	@$(HAS_CANARY)
+	@$(TRACKS) promote && $(APPLY_TRACKS)
+
+canary-rollback: $(READY) ## on the cluster, send every call to stable
+	@$(HAS_CANARY)
+	@$(TRACKS) rollback && $(APPLY_TRACKS)
+
 test: lint ## linters, type checks and all tests but the slow ones
 	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 test-slow: $(READY) ## the slow tests: whole trainings, and comparisons with PyTorch if installed
 	@$(BIN)/python -m pytest -m slow
+
+test-k8s: $(READY) $(K8S_TOOLS)/.ready ## manifests: every overlay × component rendered and judged, rules, dashboard
+	@$(BIN)/python -m pytest tests/k8s --numprocesses 2 --dist loadfile
+
+rules: $(READY) ## write the alerts of k8s/components/monitoring for the compose file's Prometheus
+	@$(BIN)/python -c "$$RULES" k8s/components/monitoring/prometheus-rule.yaml > serving/container/prometheus/rules.yaml
+
+$(K8S_TOOLS)/.ready: tests/k8s/requirements.txt | $(READY)
+	@echo 'Setting up $(K8S_TOOLS): about a minute and 0.6 GB'
+	@$(PYTHON) -m venv $(K8S_TOOLS)
+	@$(K8S_TOOLS)/bin/pip install --disable-pip-version-check --quiet --no-deps --no-compile -r $<
+	@tests/k8s/install-promtool $(K8S_TOOLS)/bin
+	@touch $@
 
 lint: $(READY)
 	@$(BIN)/ruff check --quiet && $(BIN)/ruff format --check --quiet
