@@ -133,7 +133,7 @@ def _scenarios(senders: Senders, options: argparse.Namespace, batch: int, writte
             scenarios.server(measuring, options.seconds, limit, highest, batch, options.seed)
         )
     for each in found:
-        print(f"{each.name}: {each.text}{'' if each.valid else ' (not valid)'}", flush=True)
+        print(each, flush=True)
 
 
 @contextmanager

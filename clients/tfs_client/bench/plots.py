@@ -116,7 +116,7 @@ def page(report: Report, pictures: dict[str, bytes]) -> str:
     """All of it as HTML in one file."""
     server = report.server
     rows = "\n".join([reports.HEADER, *map(reports.row, report.measurements)])
-    found = "".join(f"<p>{html.escape(f'{x.name}: {x.text}')}</p>\n" for x in report.scenarios)
+    found = "".join(f"<p>{html.escape(str(x))}</p>\n" for x in report.scenarios)
     images = (
         f'<p><img alt="{name}" src="data:image/png;base64,{base64.b64encode(content).decode()}">'
         for name, content in pictures.items()

@@ -37,6 +37,10 @@ class Scenario:
     text: str
     valid: bool
 
+    def __str__(self) -> str:
+        doubt = "" if self.valid else " (not valid: requests failed, or the sender was the limit)"
+        return f"{self.name}: {self.text}{doubt}"
+
 
 @dataclass
 class Report:

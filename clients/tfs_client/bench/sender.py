@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import os
 import selectors
 import signal
 import time
@@ -30,6 +31,7 @@ from tfs_client.bench.payloads import Payload
 from tfs_client.bench.windows import Window, record
 
 PREDICT = "/tensorflow.serving.PredictionService/Predict"
+NICENESS = -10
 PAUSE_SECONDS = 0.1  # of a caller after a failed request, so that a dead server is not hammered
 AGREEING = 3  # windows, and the measurement has lasted long enough
 TICK_SECONDS = 0.02  # between looks at how late the event loop is, where nothing else tells
@@ -82,6 +84,8 @@ def main(
         count: how many there are.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this one
+    with contextlib.suppress(PermissionError):  # before a server that has the same cores
+        os.nice(NICENESS)
     # select(2) wakes to the microsecond, epoll to the millisecond.
     loop = asyncio.SelectorEventLoop(selectors.SelectSelector())
     asyncio.set_event_loop(loop)

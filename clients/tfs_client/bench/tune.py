@@ -276,7 +276,8 @@ def beside_untuned(
                 alone = scenarios.single_stream(measuring, turn)
                 offline = scenarios.offline(measuring, turn)
                 server = scenarios.server(measuring, bench.window, limit, offline.value, 1, turn)
-                bench.tell(f"{name}: {alone.text}; {server.text}; {offline.text}")
+                for each in (alone, server, offline):
+                    bench.tell(f"{name}: {each}")
                 found[name].single_stream.append(alone.value)
                 found[name].server.append(server.value)
                 found[name].offline.append(offline.value)
