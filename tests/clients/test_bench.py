@@ -144,7 +144,7 @@ def test_a_known_latency_is_found_again():
         return [("cat", 1.0)]
 
     with FakeServer(slow) as server:
-        found = measured(server, Poisson(100), 2.0, most=4, least=4)
+        found = measured(server, Poisson(120), 1.5, most=4, least=4)
     whole = found.whole
     assert whole.errors.total() == 0
     assert whole.sent == whole.latency.total_count > 650

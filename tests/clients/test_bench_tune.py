@@ -35,7 +35,7 @@ def bench(folder: Path, command: str = SERVER) -> Bench:
 
 
 def test_the_best_setting_is_found_and_beats_what_nobody_tuned(tmp_path, monkeypatch):
-    monkeypatch.setattr(tune, "AXES", (tune._sizes,))
+    monkeypatch.setattr(tune, "AXES", (lambda *at: list(tune._sizes(*at))[:2],))  # 8 and 16
     made = bench(tmp_path)
     found = tune.search(made, 1, limit=0.5)
     assert found.best == Setting(sized(16, 2000, 2), 1)
@@ -50,7 +50,6 @@ def test_the_best_setting_is_found_and_beats_what_nobody_tuned(tmp_path, monkeyp
 
 
 def test_a_limit_that_nothing_holds_is_an_error(tmp_path, monkeypatch):
-    monkeypatch.setattr(tune, "AXES", ())
     monkeypatch.setattr(tune, "AXES", (lambda at, _: [at],))
     with pytest.raises(TFSError, match=r"no setting has its p99 within 0\.1 ms: the lowest is"):
         tune.search(bench(tmp_path), 1, limit=0.0001)
