@@ -257,6 +257,10 @@ def _add_tune(commands: argparse._SubParsersAction[_Parser]) -> None:
         "--repeats", type=count, default=3, help="rounds beside servers nobody tuned (3)"
     )
     tune.add_argument(
+        "--setting", metavar="FILE",
+        help="a batching file that is measured beside servers nobody tuned, in place of a search",
+    )  # fmt: skip
+    tune.add_argument(
         "--output", type=Path, metavar="FOLDER", help="for batching.config, and cpus/ with others"
     )
     tune.add_argument("--report", type=Path, metavar="FILE", help="Markdown of all that was found")

@@ -105,7 +105,7 @@ def asked_for(options: argparse.Namespace) -> list[Load]:
     arrivals = loads.ARRIVALS[options.arrivals]
     found: list[Load] = [
         *map(loads.Closed, options.concurrency or ()),
-        *map(arrivals, options.rate or ()),
+        *(arrivals(rate) for rate in options.rate or ()),
         *(loads.Burst(int(size), every) for size, every in options.burst or ()),
     ]
     if options.steps:
@@ -235,14 +235,15 @@ def compare(options: argparse.Namespace) -> int:
 
 
 def tune(options: argparse.Namespace, images: Sequence[str]) -> int:
-    """Search for the best settings, and write them and the report of the search.
+    """Search for the best settings, or take them from a file; write them, and what was measured.
 
     Returns:
         0.
     """
     from tfs_client.bench import tune as tuning
 
-    cores = options.cpus or (max(1, int(machine.cpu_limit())),)
+    cores = sorted(options.cpus or (max(1, int(machine.cpu_limit())),))
+    setting = options.setting and tuning.Setting(Batching.of_file(options.setting), cores[-1])
     with tempfile.TemporaryDirectory() as folder:
         bench = tuning.Bench(
             options.server,
@@ -255,13 +256,13 @@ def tune(options: argparse.Namespace, images: Sequence[str]) -> int:
             lambda text: print(text, flush=True),
         )
         limit = options.limit_ms / 1e3
-        found = [tuning.search(bench, each, limit) for each in sorted(cores)]
-        best = found[-1].best
+        found = [] if setting else [tuning.search(bench, each, limit) for each in cores]
+        best = setting or found[-1].best
         assert best
-        compared = tuning.beside_untuned(bench, best, found[-1].cores, limit, options.repeats)
+        compared = tuning.beside_untuned(bench, best, cores[-1], limit, options.repeats)
     text = "\n".join(tuning.report(found, compared, machine.describe())) + "\n"
     print(text)
-    if options.output:
+    if options.output and found:
         written = tuning.files(found)
         _write(options.output, {name: content.encode() for name, content in written.items()})
     if options.report:

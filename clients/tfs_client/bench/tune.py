@@ -324,7 +324,7 @@ def report(
     tunings: Sequence[Tuning], compared: dict[str, Scenarios], facts: dict[str, str]
 ) -> Iterator[str]:
     """Lines of Markdown."""
-    yield "# Tuning"
+    yield "# Tuning" if tunings else "# A setting beside what nobody tuned"
     yield ""
     yield from (f"- {name}: {value}" for name, value in facts.items())
     for tuning in tunings:
