@@ -242,6 +242,7 @@ def tune(options: argparse.Namespace, images: Sequence[str]) -> int:
     """
     from tfs_client.bench import tune as tuning
 
+    facts = machine.describe()
     cores = sorted(options.cpus or (max(1, int(machine.cpu_limit())),))
     setting = options.setting and tuning.Setting(Batching.of_file(options.setting), cores[-1])
     with tempfile.TemporaryDirectory() as folder:
@@ -260,7 +261,7 @@ def tune(options: argparse.Namespace, images: Sequence[str]) -> int:
         best = setting or found[-1].best
         assert best
         compared = tuning.beside_untuned(bench, best, cores[-1], limit, options.repeats)
-    text = "\n".join(tuning.report(found, compared, machine.describe())) + "\n"
+    text = "\n".join(tuning.report(found, compared, facts)) + "\n"
     print(text)
     if options.output and found:
         written = tuning.files(found)

@@ -32,6 +32,7 @@ CALLERS = (1, 4, 16, 64)
 LIMITS = (1, 2, 4, 8)  # cores that settings are written for
 TAIL = 99.0
 WINDOWS = 5  # of a point, at the most
+HEAD = "# How concurrent requests are merged; read by TensorFlow Serving and the embedded server.\n"
 CONFIG, FLAG_FILE = "batching.config", "flags"
 
 
@@ -307,7 +308,7 @@ def files(tunings: Sequence[Tuning]) -> dict[str, str]:
         assert origin.best
         setting = scaled(origin.best, origin.cores, cores)
         how = "measured" if cores in measured else f"derived from {origin.cores} cores"
-        head = f"# For a CPU limit of {cores}, {how}; written by `tfs tune`.\n"
+        head = f"{HEAD}# For a CPU limit of {cores}, {how}; written by `tfs tune`.\n"
         assert setting.batching
         text = head + setting.batching.to_text()
         found[f"cpus/{cores}/{CONFIG}"] = text
