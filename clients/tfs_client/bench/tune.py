@@ -241,9 +241,9 @@ def _points(bench: Bench, tuning: Tuning, setting: Setting, senders: Senders) ->
 
 
 def _tail(found: Measurement) -> float:
-    """The 99th percentile, in seconds, of however few requests; none if any failed."""
+    """The 99th percentile, in seconds, of however few requests; none of what says nothing."""
     latency = found.whole.latency
-    if found.bad or not latency.total_count:
+    if found.bad or found.invalid or not latency.total_count:
         return math.inf
     return float(latency.get_value_at_percentile(TAIL)) / 1e6
 
