@@ -190,7 +190,8 @@ class Bench:
             words = shlex.split(self.command)
         except ValueError as error:
             raise TFSError(f"server command {self.command!r}: {error}") from error
-        flags = setting.flags(config)
+        # A model's warm-up may have larger batches than a setting lets through.
+        flags = [*setting.flags(config), "--enable_model_warmup=false"]
         filled = [part for word in words for part in (flags if word == FLAGS else [word])]
         filled = [word.replace(PORT, str(port)) for word in filled]
         try:
