@@ -21,11 +21,13 @@ def positive(text: str) -> float:
 
 def count(text: str) -> int:
     """A whole number from 1."""
-    return counts(text)[0] if "," not in text else _no_count(text)
-
-
-def _no_count(text: str) -> int:
-    raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
+    try:
+        found = int(text)
+    except ValueError:
+        found = 0
+    if found < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
+    return found
 
 
 def counts(text: str) -> tuple[int, ...]:

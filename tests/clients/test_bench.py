@@ -205,10 +205,11 @@ def test_failures_are_counted_not_timed_and_a_dead_server_is_not_hammered():
     assert "INVALID_ARGUMENT: no" in report.row([found])
 
 
-def test_answers_are_compared_with_the_first():
+@pytest.mark.parametrize("count", [1, 2])
+def test_answers_are_compared_with_the_first(count):
     labels = iter([[("cat", 1.0)]] * 64 + [[("dog", 1.0)]] * 100_000)
     with FakeServer(lambda _: next(labels)) as server:
-        found = measured(server, Constant(50), 0.5, check=2, least=3, most=3)
+        found = measured(server, Constant(50), 0.5, count, check=2, least=3, most=3)
     whole = found.whole
     assert 0.4 * whole.sent <= whole.wrong <= 0.6 * whole.sent
     assert found.bad == whole.wrong

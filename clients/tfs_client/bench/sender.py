@@ -113,7 +113,7 @@ async def _tasks(
     arrived = asyncio.Event()
     loop.add_reader(pipe.fileno(), arrived.set)
     async with AsyncClient(**settings) as client:
-        wire = _Wire(client, payloads, index, count)
+        wire = _Wire(client, payloads, index)
         pipe.send("ready")
         while True:
             await arrived.wait()
@@ -135,16 +135,14 @@ class _Bytes:
 class _Wire:
     """Payloads in turn, over the connections in turn."""
 
-    def __init__(
-        self, client: AsyncClient, payloads: Sequence[Payload], index: int, count: int
-    ) -> None:
+    def __init__(self, client: AsyncClient, payloads: Sequence[Payload], index: int) -> None:
         call: Call[Any] = Call(PREDICT, Asked(client.model, None, ""), b"", _Bytes, bytes)
         self._headers = client._headers(client._scope({}))
         self._timeout = client._timeout.request
         self._methods = itertools.cycle([link.method(call) for link in client._links])
-        own = [payloads[n % len(payloads)] for n in range(index, index + len(payloads), 1)]
-        self._payloads = itertools.cycle(own)
-        self._numbers = itertools.count(index, count)
+        first = index % len(payloads)  # senders do not all begin with the same
+        self._payloads = itertools.cycle([*payloads[first:], *payloads[:first]])
+        self._numbers = itertools.count()
 
     async def send(self, check: int) -> tuple[Payload, bool]:
         """One request; says whether its answer was right, as far as it was looked at."""
