@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import platform
 import statistics
 import subprocess
 import sys
@@ -24,7 +23,7 @@ import grpc
 import numpy as np
 from tfs_client import AsyncClient, Client, _calls, _tensors, tfs_pb2
 from tfs_client._errors import Asked
-from tfs_client.bench import measure
+from tfs_client.bench import machine, measure
 from tfs_client.bench.loads import Closed
 from tfs_client.bench.payloads import Payload
 
@@ -60,18 +59,11 @@ def main() -> None:
 
 def head(rounds: int) -> Iterator[str]:
     """The machine."""
-    cpu = next(
-        (
-            line.partition(":")[2].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if line.startswith("model name")
-        ),
-        platform.processor(),
-    )
     yield "# What the client costs"
     yield ""
-    yield f"Measured by `make benchmark-client`, medians of {rounds} turns, on {cpu} with Python"
-    yield f"{platform.python_version()}, grpcio {grpc.__version__}, numpy {np.__version__}."
+    yield f"Measured by `make benchmark-client`, medians of {rounds} turns."
+    yield ""
+    yield from (f"- {name}: {value}" for name, value in machine.describe().items())
     yield ""
 
 

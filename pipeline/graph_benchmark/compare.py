@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from tfs_client.bench import machine
+
 from pipeline import files
 from pipeline.errors import PipelineError
 from pipeline.graph_benchmark import inputs
@@ -83,7 +85,7 @@ def benchmark(rounds: int, seconds: float, output: Path | None = None) -> None:
         )
     if output:
         output.parent.mkdir(parents=True, exist_ok=True)
-    machine = report.machine()
+    described = machine.describe()
     peers = all(importlib.util.find_spec(name) for name in PEER_PACKAGES)
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder) / "googlenet.onnx"
@@ -100,7 +102,7 @@ def benchmark(rounds: int, seconds: float, output: Path | None = None) -> None:
         "compute the same network with the same random weights; `plain` is the trained network",
         "frozen as it is.",
         "",
-        *(f"- {name}: {text}" for name, text in {**machine, **result.versions}.items()),
+        *(f"- {name}: {text}" for name, text in {**described, **result.versions}.items()),
         "",
     ]
     for batch_size in inputs.BATCH_SIZES:

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from tfs_client.bench import machine
 from tfs_client.bench.servers import free_port
 
 from pipeline import files
@@ -75,7 +76,7 @@ def benchmark(rounds: int, seconds: float, output: Path | None = None) -> None:
         raise PipelineError(f"{rounds} rounds of {seconds:g} seconds measure nothing")
     if output:
         output.parent.mkdir(parents=True, exist_ok=True)
-    machine = report.machine()
+    described = machine.describe()
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run(
             [sys.executable, "-m", "pipeline.server_benchmark.models", folder], check=True
@@ -87,7 +88,7 @@ def benchmark(rounds: int, seconds: float, output: Path | None = None) -> None:
             for line in _row(precision, _measure(Path(folder), precision, rounds, seconds, starts))
         ]
         line = list(_line(Path(folder), rounds, seconds))
-    text = "\n".join(_text(machine, rounds, seconds, sections, line, starts)) + "\n"
+    text = "\n".join(_text(described, rounds, seconds, sections, line, starts)) + "\n"
     print(text, end="", flush=True)
     if output:
         files.write(output, lambda partial: partial.write_text(text))
@@ -160,7 +161,7 @@ def _line(folder: Path, rounds: int, seconds: float) -> Iterator[str]:
 
 
 def _text(
-    machine: dict[str, str],
+    described: dict[str, str],
     rounds: int,
     seconds: float,
     rows: list[str],
@@ -175,7 +176,7 @@ def _text(
     yield f"median of {rounds} turns of {seconds:g} s that server and process take in rounds, with"
     yield "the sender on the same cores; in brackets the lowest and the highest ratio of a round."
     yield ""
-    yield from (f"- {name}: {text}" for name, text in machine.items())
+    yield from (f"- {name}: {text}" for name, text in described.items())
     yield ""
     yield "## GoogLeNet"
     yield ""

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from tfs_client.bench import machine
 from tqdm import tqdm
 
 from pipeline import config, files
@@ -121,7 +122,7 @@ def benchmark(
         )
     if output:
         output.parent.mkdir(parents=True, exist_ok=True)  # or it fails now, not in 20 minutes
-    machine = report.machine()
+    described = machine.describe()
     peer = all(importlib.util.find_spec(name) for name in ("torch", "torchvision"))
     results = []
     with tempfile.TemporaryDirectory() as photos:
@@ -136,7 +137,7 @@ def benchmark(
             starts.append(start_up.first_step_seconds(data_dir, mirror))
     except PipelineError as error:  # what was measured before is not thrown away
         failure = str(error)
-    text = report.write(machine, results, starts, failure, rounds, seconds, peer)
+    text = report.write(described, results, starts, failure, rounds, seconds, peer)
     print(text, end="", flush=True)
     if output:
         files.write(output, lambda partial: partial.write_text(text))

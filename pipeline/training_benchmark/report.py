@@ -1,15 +1,9 @@
 """What `compare` measured -> Markdown, aligned so that it reads well as plain text."""
 
-import os
-import platform
 import statistics
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import NamedTuple
-
-from pipeline import run
 
 OURS, PEER = "TensorFlow", "PyTorch"
 SYNTHETIC, REAL = "synthetic", "real"
@@ -17,7 +11,6 @@ PEER_GOAL = 1.3  # times the rate of the peer's best configuration
 REAL_GOAL = 0.97  # of the rate on synthetic data
 START_GOAL = 30.0  # seconds
 INSTALL_PEER = "PyTorch is not installed: `.venv/bin/pip install -e '.[peers]'` to measure it too."
-INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")  # those that matter to training
 
 
 class Row(NamedTuple):
@@ -66,23 +59,6 @@ class Ratio(NamedTuple):
         return f"{self.median:.3f} ({self.low:.3f} to {self.high:.3f})"
 
 
-def machine() -> dict[str, str]:
-    """Where and when: name -> value. Of the machine's name and paths it says nothing."""
-    cpu = _cpuinfo()
-    flags = cpu.get("flags", "").split()
-    instructions = ", ".join(name for name in INSTRUCTIONS if name in flags)
-    cores = len(os.sched_getaffinity(0))
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
-    return {
-        "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
-        "commit": run.git_commit(),
-        "processor": f"{cpu.get('model name', platform.machine())} ({instructions or 'unknown'})",
-        "cores": f"{cores}, load before the start {os.getloadavg()[0]:.1f}",
-        "memory": f"{memory:.0f} GB",
-        "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
-    }
-
-
 def write(
     described: Mapping[str, str],
     results: Sequence[Result],
@@ -95,7 +71,7 @@ def write(
     """All of it as Markdown.
 
     Args:
-        described: see `machine`.
+        described: see `tfs_client.bench.machine`.
         results: of each shape.
         starts: seconds from the start of a training to the end of its first step.
         failure: why there are no more of them.
@@ -175,11 +151,3 @@ def aligned(table: Sequence[Sequence[str]]) -> Iterator[str]:
             for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
         ]
         yield f"| {' | '.join(padded)} |"
-
-
-def _cpuinfo() -> dict[str, str]:
-    """The first processor's fields; none where the system does not tell."""
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().split("\n\n")[0].splitlines() if path.exists() else []
-    pairs = (line.partition(":") for line in lines)
-    return {name.strip(): value.strip() for name, _, value in pairs}

@@ -124,11 +124,6 @@ def test_without_the_peer_the_report_says_how_to_get_it():
     assert text.endswith("## Start-up\n\nFailed: no data\n")
 
 
-def test_the_machine_is_described_without_its_name():
-    described = report.machine()
-    assert {"date", "commit", "processor", "cores", "memory"} <= set(described)
-
-
 def test_start_up_is_timed_by_what_the_terminal_shows():
     shows = "import sys, time; time.sleep(0.3); print('loss 2.3', file=sys.stderr); time.sleep(600)"
     seconds = start_up.seconds_until(b"loss ", [sys.executable, "-c", shows])
