@@ -28,6 +28,8 @@ def quickly(monkeypatch):
     monkeypatch.setattr(tune, "WINDOWS", 3)
     monkeypatch.setattr(measure, "MOST_LAG_SECONDS", 1.0)  # other tests run beside this one
     monkeypatch.setattr(scenarios, "SAMPLES", 20)
+    monkeypatch.setattr(scenarios, "STEPS", 2)
+    monkeypatch.setattr(scenarios, "VERIFICATIONS", 1)
 
 
 def bench(folder: Path, command: str = SERVER) -> Bench:
