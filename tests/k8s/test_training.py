@@ -1,11 +1,15 @@
 """The Jobs: what pipeline reads and prints is what they say."""
 
+import shutil
 import signal
+import subprocess
+import sys
 
 import pytest
 
 from pipeline import __main__ as stages
-from pipeline import strategy
+from pipeline import local_server, strategy
+from tests.conftest import ROOT
 from tests.k8s.manifests import K8S, containers, read
 
 
@@ -95,3 +99,22 @@ def test_publishing_goes_in_order_and_ends_where_the_gate_refuses(publishing):
     assert refusal["onExitCodes"] == {
         "containerName": "validate", "operator": "In", "values": [1]
     }  # fmt: skip
+
+
+@pytest.mark.slow  # a minute
+def test_the_stages_end_in_a_version_that_is_served(publishing, run, tmp_path):
+    """The Job's own commands, one after the other, on folders in place of its volumes."""
+    shutil.copytree(run.path, tmp_path / "runs/googlenet")
+    pod = publishing["spec"]["template"]
+    for volume in containers(pod)[0]["volumeMounts"]:
+        (tmp_path / volume["mountPath"].strip("/")).mkdir(exist_ok=True)
+    for container in containers(pod):
+        _, *command = container["command"]
+        arguments = [argument.replace("=/", f"={tmp_path}/") for argument in container["args"]]
+        done = subprocess.run(
+            [sys.executable, *command, *arguments],
+            cwd=ROOT, capture_output=True, text=True, timeout=200, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+    with local_server.serving(tmp_path / "models") as client:
+        assert client.status()[0].version == 1
