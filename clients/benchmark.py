@@ -30,7 +30,7 @@ from tfs_client.bench.payloads import Payload
 PREDICT = "/tensorflow.serving.PredictionService/Predict"
 IN_FLIGHT = 256
 SMALL_POOL = 4  # threads of a server that wastes little time on handing requests to them
-LOAD_CALLERS = 64
+LOAD_CALLERS = 128
 GOALS = {"encode": 1.05, "overhead": 60.0, "async": 0.9, "load": 6000.0}
 OTHER = "tensorflow_serving.apis.prediction_service_pb2_grpc"
 
