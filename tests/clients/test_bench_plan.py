@@ -17,6 +17,7 @@ BATCHING = Batching(8, 2000, 1000, 2, (1, 2, 4, 8))
 WAIT = 0.0025  # the timeout, and half of a look
 FIXED, EACH = 0.006, 0.004  # seconds of a batch, and of each image in it
 GAIN = 1.25  # of two batches of 8 at once
+BESIDE = 0.001  # seconds of a request that it is not at work or in the queue
 SENDER = 0.02  # of a core
 COMMAND = "tfs bench --concurrency 1,2 --batch 1,2,4,8 --output FOLDER"
 
@@ -30,40 +31,52 @@ def callers(amount: int, batch: int, seconds: float, requests: int = 200) -> lis
     window = Window(requests * seconds / amount, completed=requests * batch, sent=requests)
     for step in range(requests):
         record(window.latency, seconds * (1 + 0.01 * (step - requests // 2) / requests))
-    return [Measurement("", batch, [window], SENDER, True, closed=True, amount=amount)]
+    load = f"{amount} callers"
+    return [Measurement(load, batch, [window], SENDER, True, closed=True, amount=amount)]
 
 
 def report(batching: Batching | None = BATCHING) -> Report:
     alone = {size: FIXED + EACH * size for size in ((1, 2, 4, 8) if batching else (1,))}
     last = max(alone)
-    rows = [
-        callers(1, size, seconds + (WAIT if batching and size < last else 0))
-        for size, seconds in alone.items()
+    runtime = [
+        seconds + (WAIT if batching and size < last else 0) for size, seconds in alone.items()
     ]
-    return Report({"cores": "2 of 4, load before 0.1"}, {}, {}, [
-        *rows, callers(2, last, 2 * alone[last] / GAIN)
-    ])  # fmt: skip
+    rows = [
+        callers(1, size, seconds + BESIDE) for size, seconds in zip(alone, runtime, strict=True)
+    ]
+    rows.append(callers(2, last, 2 * (alone[last] / GAIN + BESIDE)))
+    side = [{"runtime_ms": 1e3 * seconds} for seconds in runtime]
+    return Report({"cores": "2 of 4, load before 0.1"}, {}, {}, rows, side)
 
 
 def test_times_of_batches_are_what_was_measured_without_the_wait():
     found = service_of(report(), BATCHING, 2.0)
     for size, seconds in found.seconds.items():
-        assert seconds == pytest.approx(FIXED + EACH * size, rel=2e-3)
+        assert seconds == pytest.approx(FIXED + EACH * size, rel=5e-3)
 
 
 def test_work_is_what_it_takes_when_no_core_is_idle():
     found = service_of(report(), BATCHING, 2.0)
     work = {size: found.seconds[size] * share for size, share in found.demand.items()}
-    request = SENDER * (FIXED + EACH + WAIT) / 2
     image = ((FIXED + 8 * EACH) / GAIN - FIXED / 2) / 8
     for size, seconds in work.items():
-        expected = FIXED / 2 + size * image + (size - 1) * request
-        assert seconds == pytest.approx(expected, rel=5e-3)
+        assert seconds == pytest.approx(FIXED / 2 + size * image, rel=5e-3)
+
+
+def test_a_request_takes_what_the_server_does_not_know_of():
+    assert service_of(report(), BATCHING, 2.0).request == pytest.approx(BESIDE, rel=2e-2)
+
+
+def test_without_the_servers_metrics_it_is_what_the_sender_computes():
+    measured = report()
+    measured.server_side = []
+    expected = SENDER * (FIXED + EACH + WAIT + BESIDE)
+    assert service_of(measured, BATCHING, 2.0).request == pytest.approx(expected, rel=2e-3)
 
 
 def test_no_batch_uses_more_than_all_cores():
     measured = report()
-    measured.measurements[-1] = callers(2, 8, 3 * (FIXED + 8 * EACH))  # at once is slower
+    measured.measurements[-1] = callers(2, 8, 3 * (FIXED + 8 * EACH + BESIDE))  # at once is slower
     assert max(service_of(measured, BATCHING, 2.0).demand.values()) == 1
 
 
@@ -76,7 +89,7 @@ def test_the_time_varies_as_one_callers_requests_do():
 def test_sizes_that_are_padded_are_left_out():
     batching = replace(BATCHING, allowed_batch_sizes=(4, 8))
     measured = report()
-    measured.measurements[0] = callers(1, 4, FIXED + 4 * EACH + WAIT)
+    measured.measurements[0] = callers(1, 4, FIXED + 4 * EACH + WAIT + BESIDE)
     assert list(service_of(measured, batching, 2.0).seconds) == [4, 8]
 
 

@@ -96,6 +96,21 @@ def test_what_finds_the_queue_full_is_rejected_and_counted():
     assert found.latencies.max() <= 4 * 0.045 + 1e-9
 
 
+def test_requests_come_to_the_queue_one_after_another():
+    """Where nothing else takes time, what they take is all there is: M/D/1 again."""
+    service = Service({1: 1e-9}, {1: 0.0}, request=SECONDS)
+    found = simulate(Poisson(0.7 / SECONDS), service, ONE_BY_ONE, 20_000)
+    wait = 0.7 / (2 * (1 - 0.7)) * SECONDS
+    assert found.latencies.mean() == pytest.approx(wait + SECONDS, rel=0.05)
+
+
+def test_a_batch_waits_for_the_requests_that_come_meanwhile():
+    """With more to do than can be done, an image takes its share of a batch and its request."""
+    service = Service(LARGE.seconds, LARGE.demand, request=0.001)
+    found = simulate(Closed(64), service, Batching(8, 2000, 1000, 1), 8000)
+    assert found.throughput == pytest.approx(8 / (0.045 + 8 * 0.001), rel=0.02)
+
+
 def test_the_same_seed_gives_the_same():
     first, second, other = (
         simulate(Poisson(100), service(EXPONENTIAL), None, 1000, seed) for seed in (1, 1, 2)

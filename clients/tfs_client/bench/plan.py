@@ -1,14 +1,14 @@
 """A measured report -> how many replicas hold a rate, by simulation; see `queueing`.
 
-    tfs bench --concurrency 1,2 --batch 1,2,4,8,16,32 --payload uint8 --output report/
+    tfs bench --concurrency 1,2 --batch 1,2,4,8,16,32 --payload uint8 --metrics URL --output report/
     tfs plan report/ --rate 50000 --p99-ms 100 --batching serving/config/batching.config
 
 The report is of one replica that is served with the same batching file. Its measurements say all
 that the simulation needs:
 
     1 caller, n images a request   how long a batch of n takes alone: the median, less the time that
-                                   the queue waits for more
-    1 caller, 1 image a request    how the time of a batch varies, and what sending a request costs
+                                   the queue waits for more, and what a request takes beside that
+    1 caller, 1 image a request    how the time of a batch varies
     2 or more callers that send    how long a batch takes when no core is ever idle
     the largest batches
 """
@@ -202,18 +202,19 @@ def service_of(report: Report, batching: Batching | None, cores: float) -> Servi
     has a fixed part a, which is the s(0) of a line through the first and the last size, and which
     is the work of one core:
 
-        W(n) = a / cores + n × c + (n - 1) × r
+        W(n) = a / cores + n × c
 
     c: of an image, so that W(last) is what one of several takes when all send the largest batches.
-    r: of a request, as far as one caller's tells: what the sender itself computes for it. Those of
-       a batch come one by one; what was measured alone had one request for all its images.
 
     Raises:
         TFSError: the report lacks a measurement, or is of a server with other batching.
     """
     first, last = (batching.padded(1), batching.max_batch_size) if batching else (1, 1)
     alone, several = _measured(report, batching, first, last)
-    seconds = {size: _median(found) - _wait(size, batching) for size, found in alone.items()}
+    beside = {size: _beside(found, report) for size, found in alone.items()}
+    seconds = {
+        size: _median(found) - _wait(size, batching) - beside[size] for size, found in alone.items()
+    }
     if min(seconds.values()) <= 0:
         raise TFSError(
             "the report's requests take less time than batches wait to be filled: it is of a "
@@ -222,14 +223,21 @@ def service_of(report: Report, batching: Batching | None, cores: float) -> Servi
     slope = (seconds[last] - seconds[first]) / max(1, last - first)
     fixed = max(0.0, seconds[first] - slope * first) / cores if last > first else 0.0
     # Alone, a batch has no more than all cores.
-    most = min(seconds[last], _median(several) / (several.amount or 1.0))
+    most = min(seconds[last], _median(several) / (several.amount or 1.0) - beside[last])
     image = (most - fixed) / last
-    request = alone[first].processor * _median(alone[first]) / cores
-    demand = {
-        size: min(1.0, (fixed + size * image + (size - 1) * request) / took)
-        for size, took in seconds.items()
-    }
-    return Service(seconds, demand, _spread(alone[first], seconds[first]))
+    demand = {size: min(1.0, (fixed + size * image) / took) for size, took in seconds.items()}
+    return Service(seconds, demand, _spread(alone[first], seconds[first]), beside[first])
+
+
+def _beside(found: Measurement, report: Report) -> float:
+    """Seconds of a request before and after its batch: on the way, and in the server's hands.
+
+    Without the server's metrics it is what the sender computes for it.
+    """
+    for (first, *_), side in zip(report.measurements, report.server_side, strict=False):
+        if (first.load, first.batch) == (found.load, found.batch) and "runtime_ms" in side:
+            return max(0.0, found.whole.latency.get_mean_value() / 1e6 - side["runtime_ms"] / 1e3)
+    return found.processor * _median(found)
 
 
 def _measured(

@@ -1,5 +1,9 @@
 """A replica under load, simulated: arrivals -> TensorFlow Serving's batching queue -> shared cores.
 
+What a request takes beside its batch (it is sent, received, parsed) is done one request after
+another, as one process's event loop and another's interpreter lock have it. Cores are shared with
+it, too.
+
 The queue is that of TensorFlow's SharedBatchScheduler (core/kernels/batching_util, version 2.20):
 a request goes into the open batch; if it does not fit, that one is closed, and a request that would
 open one batch more than `max_enqueued_batches` is rejected. A batch thread that is free takes the
@@ -44,11 +48,14 @@ class Service:
         seconds: images in a batch -> how long it takes when nothing else runs; in rising order.
         demand: images in a batch -> what share of all cores it uses then.
         spread: what a batch's time is multiplied by, drawn anew for each.
+        request: seconds before a request is in the queue, in which it takes as much from batches as
+            one of them that needs all cores: the parts of an operation wait for the last of them.
     """
 
     seconds: dict[int, float]
     demand: dict[int, float]
     spread: Sequence[float] = (1.0,)
+    request: float = 0.0
 
     def of(self, images: int) -> tuple[float, float]:
         """Seconds and demand of a batch; on a line between sizes that are known."""
@@ -106,63 +113,66 @@ def simulate(
     env = simpy.Environment()
     cores = _Cores(env, service, random.Random(seed))
     server = _Batched(env, cores, batching, seed) if batching else _Alone(cores)
-    notes = _Notes(env, requests)
+    sent = _Requests(env, cores, server, requests)
     if isinstance(load, Closed):
         for _ in range(load.callers):
-            env.process(_caller(server, notes))
+            env.process(_caller(sent))
     else:
-        env.process(_arrivals(server, notes, load.moments(seed)))
-    env.run(notes.complete)
-    return notes.outcome(cores)
+        env.process(_arrivals(sent, load.moments(seed)))
+    env.run(sent.complete)
+    return sent.outcome()
 
 
-def _caller(server: _Batched | _Alone, notes: _Notes) -> Process:
+def _caller(requests: _Requests) -> Process:
     while True:
-        answer = notes.asked(server.request())
-        if answer:
-            yield answer
+        yield from requests.one()
 
 
-def _arrivals(server: _Batched | _Alone, notes: _Notes, moments: Iterator[float]) -> Process:
+def _arrivals(requests: _Requests, moments: Iterator[float]) -> Process:
     for at in moments:
-        yield notes.env.timeout(at - notes.env.now)
-        notes.asked(server.request())
+        yield requests.env.timeout(at - requests.env.now)
+        requests.env.process(requests.one())
 
 
-class _Notes:
-    """What becomes of each request."""
+class _Requests:
+    """What becomes of each."""
 
-    def __init__(self, env: simpy.Environment, requests: int) -> None:
+    def __init__(
+        self, env: simpy.Environment, cores: _Cores, server: _Batched | _Alone, count: int
+    ) -> None:
         self.env = env
         self.complete = env.event()
-        self._requests = requests
+        self._cores = cores
+        self._server = server
+        self._one_at_a_time = simpy.Resource(env)
+        self._count = count
         self._rejected = 0
         self._answered: list[tuple[float, float]] = []  # when, and how long it took
 
-    def asked(self, answer: simpy.Event | None) -> simpy.Event | None:
-        """A request was sent now; None where it was rejected."""
+    def one(self) -> Process:
+        """From when it is sent until it is answered or rejected."""
+        sent = self.env.now
+        if self._cores.takes_requests:
+            with self._one_at_a_time.request() as turn:
+                yield turn
+                yield self._cores.request()
+        answer = self._server.request()
         if answer is None:
             self._rejected += 1
-            self._end_if_enough()
         else:
-            answer.callbacks.append(functools.partial(self._on_answer, self.env.now))
-        return answer
-
-    def _on_answer(self, asked: float, _: simpy.Event) -> None:
-        self._answered.append((self.env.now, self.env.now - asked))
-        self._end_if_enough()
-
-    def _end_if_enough(self) -> None:
-        if len(self._answered) + self._rejected == self._requests:
+            yield answer
+            self._answered.append((self.env.now, self.env.now - sent))
+        if len(self._answered) + self._rejected == self._count:
             self.complete.succeed()
 
-    def outcome(self, cores: _Cores) -> Outcome:
+    def outcome(self) -> Outcome:
         """Of all but the first tenth."""
+        cores = self._cores
         counted = self._answered[int(WARM_UP * len(self._answered)) :]
         span = counted[-1][0] - counted[0][0]
         return Outcome(
             np.array([took for _, took in counted]),
-            self._rejected / self._requests,
+            self._rejected / self._count,
             (len(counted) - 1) / span,
             cores.images / cores.batches,
             cores.used / self.env.now,
@@ -243,32 +253,42 @@ class _Batched:
 class _Cores:
     """What batches are computed on.
 
-    `_given` is how much computing each of the running batches has been given since the beginning:
-    a clock that goes slower while they need more than all cores. A batch ends when that clock has
-    passed the seconds that it takes alone.
+    `_given` is how much computing each of what runs has been given since the beginning: a clock
+    that goes slower while they need more than all cores. A batch ends when that clock has passed
+    the seconds that it takes alone.
     """
 
     def __init__(self, env: simpy.Environment, service: Service, chance: random.Random) -> None:
         self.used = 0.0  # seconds of all cores
         self.images = self.batches = 0
         self._env = env
+        self.takes_requests = service.request > 0
+        self._of_request = service.request
         self._service = functools.cache(service.of)
         self._spread = service.spread
         self._chance = chance
         self._given = self._at = 0.0
         self._timers = 0  # only the last one counts
         self._running: list[tuple[float, int, float, simpy.Event]] = []  # by when they end
+        self._begun = 0  # of these, ever
         self._demand = 0.0  # of all that run
 
     def compute(self, images: int, size: int) -> simpy.Event:
         """Happens when a batch has been computed; `size` is what it was padded to."""
-        self._advance()
         self.images += images
         self.batches += 1
         seconds, demand = self._service(size)
-        end = self._given + seconds * self._chance.choice(self._spread)
+        return self._run(seconds * self._chance.choice(self._spread), demand)
+
+    def request(self) -> simpy.Event:
+        """Happens when a request is in the queue."""
+        return self._run(self._of_request, 1.0)
+
+    def _run(self, seconds: float, demand: float) -> simpy.Event:
+        self._advance()
+        self._begun += 1
         ended = self._env.event()
-        heapq.heappush(self._running, (end, self.batches, demand, ended))
+        heapq.heappush(self._running, (self._given + seconds, self._begun, demand, ended))
         self._demand += demand
         self._set_timer()
         return ended

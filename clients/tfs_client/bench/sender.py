@@ -89,7 +89,7 @@ def main(
     # select(2) wakes to the microsecond, epoll to the millisecond.
     loop = asyncio.SelectorEventLoop(selectors.SelectSelector())
     asyncio.set_event_loop(loop)
-    with contextlib.suppress(EOFError, KeyboardInterrupt):
+    with contextlib.suppress(EOFError, BrokenPipeError, KeyboardInterrupt):  # the parent ended
         loop.run_until_complete(_tasks(pipe, settings, payloads, index, count))
 
 
