@@ -236,7 +236,8 @@ def _beside(found: Measurement, report: Report) -> float:
     """
     for (first, *_), side in zip(report.measurements, report.server_side, strict=False):
         if (first.load, first.batch) == (found.load, found.batch) and "runtime_ms" in side:
-            return max(0.0, found.whole.latency.get_mean_value() / 1e6 - side["runtime_ms"] / 1e3)
+            mean = float(found.whole.latency.get_mean_value()) / 1e6
+            return max(0.0, mean - side["runtime_ms"] / 1e3)
     return found.processor * _median(found)
 
 
