@@ -113,6 +113,7 @@ def _client(options: argparse.Namespace, address: str) -> Client:
             "version_label": options.version_label,
             "tls": TLS(options.ca, options.cert, options.key) if encrypted else None,
             "token": os.environ.get(TOKEN) or None,
+            "authority": options.authority,
             "retry": Retry(attempts=options.attempts),
         }
         return Client(**options.settings)
@@ -168,6 +169,10 @@ def _add_connection(parser: _Parser) -> None:
     parser.add_argument("--ca", metavar="FILE", help="encrypt, with the CAs of a PEM file")
     parser.add_argument("--cert", metavar="FILE", help="the client's own certificate")
     parser.add_argument("--key", metavar="FILE", help="and its key")
+    parser.add_argument(
+        "--authority", metavar="NAME",
+        help="that the server's certificate names, where the address does not, as when forwarded",
+    )  # fmt: skip
     parser.set_defaults(attempts=Retry().attempts)
 
 

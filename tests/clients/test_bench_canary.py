@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 import re
+import subprocess
 import sys
 import threading
 from collections import Counter
@@ -15,7 +16,7 @@ import psutil
 import pytest
 import tensorflow as tf
 from tfs_client import Client, TFSError
-from tfs_client.__main__ import main
+from tfs_client.__main__ import _parser, main
 from tfs_client.bench import canary, intervals, payloads, servers, traffic
 from tfs_client.bench.canary import HOLD, PROMOTE, ROLL_BACK
 from tfs_client.bench.server_side import PATH
@@ -72,6 +73,8 @@ class Colours(tf.Module):
         return tf.reduce_mean(tf.cast(pixels, tf.float32), [0, 1])
 
 
+DOCUMENT = (ROOT / "docs" / "canary.md").read_text()
+BLOCKS = re.findall(r"```sh\n(.*?)```", DOCUMENT, re.S)
 KINDS = ("same", "other", "failing", "slow")
 
 
@@ -95,12 +98,18 @@ def free_pair() -> int:
 
 
 @pytest.fixture(scope="module")
-def tracks(tmp_path_factory):
-    """Addresses of stable and the canary: four models each, the same ones and those of KINDS."""
-    folder = tmp_path_factory.mktemp("tracks")
+def folder(tmp_path_factory):
+    """Has a folder of each of KINDS, with version 1."""
+    folder = tmp_path_factory.mktemp("kinds")
     for kind in KINDS:
         model = Colours(kind)
         tf.saved_model.save(model, str(folder / kind / "1"), {"serving_default": model.serve})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tracks(folder):
+    """Addresses of stable and the canary: four models each, the same ones and those of KINDS."""
     with ExitStack() as stack:
         addresses = []
         for paths in (dict.fromkeys(KINDS, folder / "same"), {k: folder / k for k in KINDS}):
@@ -240,6 +249,54 @@ def metrics(address):
     """The URL of a server's metrics."""
     (url,) = traffic.beside(address)()
     return url
+
+
+# --- the document ---
+
+
+def test_what_the_document_shows_works(folder, tmp_path):
+    check, links, *commands = BLOCKS
+    for name in ("Makefile", "serving"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    (tmp_path / ".venv").symlink_to(sys.prefix)
+    (tmp_path / "models/googlenet").mkdir(parents=True)
+    for version in ("1", "2"):
+        (tmp_path / "models/googlenet" / version).symlink_to(folder / "same/1")
+    subprocess.run(["bash", "-ec", links], cwd=tmp_path, check=True, timeout=20)
+    with ExitStack() as stack:
+        for command, port in zip(commands, ("8500", "8600"), strict=True):
+            free = free_pair()
+            assert f"localhost:{port}" in check
+            assert f"--port={port} --rest_api_port={int(port) + 1}" in command
+            check = check.replace(port, str(free))
+            serve = command.replace(port, str(free)).replace(str(int(port) + 1), str(free + 1))
+            client = stack.enter_context(Client(f"localhost:{free}"))
+            words = ["bash", "-c", f"cd {tmp_path} && exec {serve}"]
+            stack.enter_context(servers.running(words, client))
+        check = check.replace("make ", "make --silent --old-file=.venv/.ready ").strip()
+        done = subprocess.run(
+            ["bash", "-c", f'{check} FLAGS="--seconds 0.2 --size {IMAGE}"'],
+            cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+    assert done.returncode == 2, done.stderr  # make's
+    assert "canary: googlenet version 2 at localhost:" in done.stdout
+    assert done.stdout.endswith("\nHOLD\n")
+    (header,) = (line for line in done.stdout.splitlines() if line.startswith("check "))
+    assert header.split() == re.search(r"^check .*$", DOCUMENT, re.M)[0].split()
+
+
+def test_what_the_document_says_is_so():
+    (row,) = (c for c in canary.latencies([(Counter(), Counter())], 1.5, 60) if c.check == "p99 ms")
+    assert row.detail.startswith("about 500 more calls")
+    assert [intervals.wilson((0, n))[1] <= 0.1 for n in (34, 35)] == [False, True]
+    least = [intervals.newcombe((0, 10**6), (0, n))[1] <= 0.01 for n in (380, 381)]
+    assert least == [False, True]
+    assert "that takes 381 calls to the canary, with p99 500, and for the answers 35 images" in (
+        DOCUMENT.replace("\n", " ")
+    )
+    options = _parser().parse_args(["canary", "a:1", "b:1"])
+    for name, default in re.findall(r"`--([a-z-]+) ([\d.]+)`", DOCUMENT):
+        assert getattr(options, name.replace("-", "_")) == float(default)
 
 
 # --- what callers got ---
