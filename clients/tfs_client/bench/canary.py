@@ -125,7 +125,7 @@ def disagreement(
     Raises:
         TFSError: stable does not answer, or its answers have neither classes nor probabilities.
     """
-    different, furthest = 0, 0.0
+    different, apart = 0, list[float]()
     failed: Counter[str] = Counter()
     for item in items:
         tensors = {to[1]: payloads.stack([item], kind)}
@@ -138,10 +138,12 @@ def disagreement(
         different += _best(found) != _best(expected)
         ours, theirs = found.get("probabilities"), expected.get("probabilities")
         if ours is not None and theirs is not None and ours.shape == theirs.shape:
-            furthest = max(furthest, float(np.abs(ours - theirs).max()))
+            apart.append(float(np.abs(ours - theirs).max()))
     share = different + failed.total(), len(items)
     low, high = wilson(share)
-    detail = f"{share[0]} of {share[1]} images; probabilities differ by up to {furthest:.4f}"
+    detail = f"{share[0]} of {share[1]} images"
+    if apart:
+        detail += f"; probabilities differ by up to {max(apart):.4f}"
     if failed:
         detail += f"; failed: {_listed(failed)}"
     if _of(low, high, limit) == HOLD:
