@@ -4,6 +4,8 @@ PYTHON ?= python3.11
 ADDRESS ?= localhost:8500
 PORT ?= 8500
 REST_PORT ?= 8501
+STABLE ?= localhost:8500
+CANARY ?= localhost:8600
 
 BIN := .venv/bin
 PIPELINE := $(BIN)/python -m pipeline
@@ -36,7 +38,7 @@ KUBECTL ?= kubectl
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL: # stages follow each other
-.PHONY: help setup demo data train import-weights evaluate export validate publish promote rollback versions prune serve classify benchmark tune benchmark-training benchmark-graph benchmark-server benchmark-client canary-start canary-promote canary-rollback test test-slow test-k8s rules lint format proto clean
+.PHONY: help setup demo data train import-weights evaluate export validate publish promote rollback versions prune serve classify benchmark tune benchmark-training benchmark-graph benchmark-server benchmark-client canary-start canary-check canary-promote canary-rollback test test-slow test-k8s rules lint format proto clean
 
 help: ## print this list
 	@echo 'GoogLeNet Serving: labelled images in, a served classifier out'; echo
@@ -45,6 +47,7 @@ help: ## print this list
 	@echo '           MIRROR=file:///…  RUN=runs/…  INIT_FROM=runs/…|file.pth  FLAGS="--seed 2 …"'
 	@echo '           WEIGHTS=file.pth  PRECISION=fp32|bf16|int8  GATE="--floor 0.9 …"  FORCE=reason'
 	@echo '           VERSION=3  PERCENT=5  LABEL=stable|canary  KEEP=3  IMAGE=file  ADDRESS=host:port  PORT=8500  REST_PORT=8501'
+	@echo '           STABLE=host:port  CANARY=host:port'
 
 setup: $(READY) ## make the virtual environment .venv (other targets do it by themselves)
 
@@ -129,6 +132,9 @@ canary-start: $(READY) ## on the cluster, serve VERSION to PERCENT (5) of the ca
 	@test -n "$(VERSION)" || { echo 'make: name it: make canary-start VERSION=3 PERCENT=5' >&2; exit 2; }
 	@$(HAS_CANARY)
 	@$(TRACKS) start "$(VERSION)" $(PERCENT) && $(APPLY_TRACKS)
+
+canary-check: $(READY) ## say whether the server at CANARY may be promoted, beside the one at STABLE
+	@$(BIN)/tfs canary "$(STABLE)" "$(CANARY)" $(if $(wildcard data/samples),--images data/samples) $(FLAGS)
 
 canary-promote: $(READY) ## on the cluster, make the canary's version stable
 	@$(HAS_CANARY)

@@ -10,13 +10,14 @@
     tfs bench --images samples/ --rate 50,100 --output before/
     tfs bench compare before/ after/
     tfs plan before/ --rate 50000 --p99-ms 100 --batching serving/config/batching.config
+    tfs canary stable:8500 canary:8500 --images samples/
     tfs tune --server 'python -m serving --port={port} --model_base_path=/models/m {flags}'
     tfs completion bash
 
-Exit codes: 0 all went well; 1 an image could not be classified, a
-benchmark's request failed, or a comparison found a regression; 2 a
-usage error; 3 the server failed, or was not ready; 130 Ctrl-C. A bearer token is taken from the
-environment's TFS_TOKEN.
+Exit codes: 0 all went well; 1 an image could not be classified, a benchmark's request failed, a
+comparison found a regression, or a canary is to be rolled back; 2 a usage error; 3 the server
+failed, or was not ready; 4 nothing is sure of a canary yet; 130 Ctrl-C. A bearer token is taken
+from the environment's TFS_TOKEN.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from tfs_client import _commands
-from tfs_client._arguments import count, counts, pairs, positive, rates
+from tfs_client._arguments import count, counts, pairs, positive, rates, share
 from tfs_client._base import DEFAULT_MODEL
 from tfs_client._channels import DEFAULT_ADDRESS
 from tfs_client._client import Client
@@ -41,6 +42,7 @@ from tfs_client._options import TLS, Retry, Timeout
 from tfs_client.bench import loads, payloads
 
 TOKEN = "TFS_TOKEN"
+_ADDRESSES = "host:port, or several with commas between"
 BAD_IMAGE, USAGE, SERVER, INTERRUPTED = 1, 2, 3, 130
 
 
@@ -84,7 +86,7 @@ def _run(parser: _Parser, options: argparse.Namespace) -> int:
     if "offline" in options:
         found: int = options.offline(options)
         return found
-    with _client(options) as client:
+    with _client(options, options.address) as client:
         code: int = options.run(client, options)
         return code
 
@@ -100,17 +102,18 @@ def _exit_code(error: TFSError) -> int:
     return SERVER if isinstance(error, (ServerError, NotReadyError)) else USAGE
 
 
-def _client(options: argparse.Namespace) -> Client:
+def _client(options: argparse.Namespace, address: str) -> Client:
     encrypted = options.tls or options.ca or options.cert or options.key
     try:
         options.settings = {
-            "address": options.address.split(","),
+            "address": address.split(","),
             "model": options.model,
             "timeout": Timeout(request=options.timeout),
             "version": options.version,
             "version_label": options.version_label,
             "tls": TLS(options.ca, options.cert, options.key) if encrypted else None,
             "token": os.environ.get(TOKEN) or None,
+            "authority": options.authority,
             "retry": Retry(attempts=options.attempts),
         }
         return Client(**options.settings)
@@ -124,20 +127,11 @@ def _parser() -> _Parser:
 
     def command(run: Callable[[Client, argparse.Namespace], int]) -> _Parser:
         added = commands.add_parser(run.__name__, help=run.__doc__, description=run.__doc__)
-        added.add_argument(
-            "--address", default=DEFAULT_ADDRESS, help="host:port, or several with commas between"
-        )
-        added.add_argument("--model", default=DEFAULT_MODEL)
+        added.add_argument("--address", default=DEFAULT_ADDRESS, help=_ADDRESSES)
         added.add_argument("--version", type=int, help="the model's version")
         added.add_argument("--version-label", help="a version's label, in place of its number")
-        added.add_argument(
-            "--timeout", type=positive, default=Timeout().request, help="seconds a request"
-        )
-        added.add_argument("--tls", action="store_true", help="encrypt, with the system's CAs")
-        added.add_argument("--ca", metavar="FILE", help="encrypt, with the CAs of a PEM file")
-        added.add_argument("--cert", metavar="FILE", help="the client's own certificate")
-        added.add_argument("--key", metavar="FILE", help="and its key")
-        added.set_defaults(run=run, attempts=Retry().attempts)
+        _add_connection(added)
+        added.set_defaults(run=run)
         return added
 
     classify = command(_commands.classify)
@@ -158,11 +152,28 @@ def _parser() -> _Parser:
     command(_commands.reload).add_argument("config", metavar="FILE", help="a models.config")
     _add_bench(command(_commands.bench))
     _add_tune(commands)
+    _add_canary(commands)
     _add_plan(commands)
     text = "Print a script that completes this command's arguments in a shell."
     completion = commands.add_parser("completion", help=text, description=text)
     completion.add_argument("shell", choices=("bash", "zsh", "tcsh"))
     return parser
+
+
+def _add_connection(parser: _Parser) -> None:
+    parser.add_argument("--model", default=DEFAULT_MODEL)
+    parser.add_argument(
+        "--timeout", type=positive, default=Timeout().request, help="seconds a request"
+    )
+    parser.add_argument("--tls", action="store_true", help="encrypt, with the system's CAs")
+    parser.add_argument("--ca", metavar="FILE", help="encrypt, with the CAs of a PEM file")
+    parser.add_argument("--cert", metavar="FILE", help="the client's own certificate")
+    parser.add_argument("--key", metavar="FILE", help="and its key")
+    parser.add_argument(
+        "--authority", metavar="NAME",
+        help="that the server's certificate names, where the address does not, as when forwarded",
+    )  # fmt: skip
+    parser.set_defaults(attempts=Retry().attempts)
 
 
 def _add_payload(parser: _Parser) -> None:
@@ -267,6 +278,43 @@ def _add_tune(commands: argparse._SubParsersAction[_Parser]) -> None:
     tune.set_defaults(offline=_tune)
 
 
+def _add_canary(commands: argparse._SubParsersAction[_Parser]) -> None:
+    text = _commands.canary.__doc__
+    canary = commands.add_parser(
+        "canary", help=text, description=text,
+        epilog="Exit codes: 0 promote, 1 roll back, 2 a usage error, 3 a server failed, 4 hold: "
+        "what is sure does not suffice for either.",
+    )  # fmt: skip
+    canary.add_argument("stable", help=_ADDRESSES)
+    canary.add_argument("canary", help="the same")
+    _add_connection(canary)
+    _add_payload(canary)
+    canary.add_argument("--signature", help="the first that takes the payload, if not given")
+    canary.add_argument(
+        "--seconds", type=positive, default=60.0, help="of the window of metrics (60)"
+    )
+    for track in ("stable", "canary"):
+        canary.add_argument(
+            f"--{track}-metrics",
+            metavar="URL",
+            help="of its metrics; on the next port, if not given",
+        )
+    canary.add_argument(
+        "--errors", type=share, default=0.01, metavar="SHARE",
+        help="of its calls that may fail beyond stable's share (0.01)",
+    )  # fmt: skip
+    canary.add_argument(
+        "--latency-ratio", type=positive, default=1.5, metavar="RATIO",
+        help="of its p50 and p99 to stable's, at the most (1.5)",
+    )  # fmt: skip
+    canary.add_argument(
+        "--disagreement", type=share, default=0.1, metavar="SHARE",
+        help="of the images that it may give another class (0.1)",
+    )  # fmt: skip
+    canary.add_argument("--output", type=Path, metavar="FILE", help="for the verdict, as JSON")
+    canary.set_defaults(offline=_canary)
+
+
 def _add_plan(commands: argparse._SubParsersAction[_Parser]) -> None:
     text = _commands.plan.__doc__
     plan = commands.add_parser("plan", help=text, description=text)
@@ -277,6 +325,12 @@ def _add_plan(commands: argparse._SubParsersAction[_Parser]) -> None:
         "--batching", metavar="FILE", help="that the server was measured with; none if not given"
     )
     plan.set_defaults(offline=_commands.plan)
+
+
+def _canary(options: argparse.Namespace) -> int:
+    options.version = options.version_label = None
+    with _client(options, options.stable) as stable, _client(options, options.canary) as canary:
+        return _commands.canary(stable, canary, options)
 
 
 def _tune(options: argparse.Namespace) -> int:

@@ -19,6 +19,17 @@ def positive(text: str) -> float:
     return value
 
 
+def share(text: str) -> float:
+    """A number between 0 and 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number between 0 and 1")
+    return value
+
+
 def count(text: str) -> int:
     """A whole number from 1."""
     try:

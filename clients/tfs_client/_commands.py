@@ -286,6 +286,13 @@ def compare(options: argparse.Namespace) -> int:
     return code
 
 
+def canary(stable: Client, candidate: Client, options: argparse.Namespace) -> int:
+    """Say whether a canary may be promoted, beside stable: errors, latency, answers."""
+    names = _sources(options.images)[0] if options.images else []
+    code: int = _bench_command().canary(stable, candidate, options, names)
+    return code
+
+
 def _bench_command() -> Any:
     try:
         from tfs_client.bench import command

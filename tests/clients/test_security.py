@@ -4,6 +4,7 @@ import grpc
 import pytest
 import trustme
 from tfs_client import TLS, TFSError, UnavailableError
+from tfs_client.__main__ import main
 from tfs_client.testing import FakeServer
 
 TOKEN = "s3cret-t0ken"
@@ -54,6 +55,14 @@ def test_a_server_may_have_another_name_than_its_address(connect, authority, ca)
         assert client.classify(b"x").label == "cat"
         with pytest.raises(UnavailableError):
             connect(server.address, tls=TLS(ca), timeout=5).classify(b"x")
+
+
+def test_the_command_may_name_it(authority, ca, capsys):
+    with FakeServer(credentials=credentials(authority, "model.example.org")) as server:
+        arguments = ["status", "--address", server.address, "--ca", str(ca), "--timeout", "5"]
+        assert main([*arguments, "--authority", "model.example.org"]) == 0
+        assert main(arguments) == 3
+    assert capsys.readouterr().out == "googlenet version 1: AVAILABLE\n"
 
 
 def test_a_token_goes_with_every_request_and_is_asked_for_anew(connect, authority, ca):

@@ -12,6 +12,9 @@ Data flows down this list:
     machine       what it was measured on
     report        a table, JSON, CSV; plots has the pictures
     compare       two reports -> ratios with intervals, and whether one is a regression
+    traffic       what callers got in some time, by the servers' metrics
+    canary        two servers' metrics and answers -> promote, hold or roll back
+    intervals     of shares
     tune          servers with other settings -> the best ones, as configuration files
     batching      which requests make a batch: TensorFlow Serving's batching file
     queueing      arrivals, a batching queue, cores that are shared: a replica, simulated

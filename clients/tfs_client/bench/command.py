@@ -1,8 +1,9 @@
-"""`tfs bench`, `tune` and `plan`: options -> loads; measurements -> what is printed and written."""
+"""`tfs bench`, `canary`, `tune`, `plan`: options -> loads; measurements -> prints and files."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 import tempfile
@@ -29,6 +30,7 @@ from tfs_client.bench.report import Report
 from tfs_client.bench.windows import Window
 
 DEFAULT_CALLERS = (1, 8, 32)
+HOLD = 4  # as an exit code
 
 
 def bench(client: Client, options: argparse.Namespace, images: Sequence[str]) -> int:
@@ -229,6 +231,55 @@ def compare(options: argparse.Namespace) -> int:
     if failures:
         print(f"{failures} requests failed or were answered wrongly, and none before")
     return 1 if failures or any(change.is_regression(tolerance) for change in found) else 0
+
+
+# --- canary ---
+
+
+def canary(
+    stable: Client, candidate: Client, options: argparse.Namespace, images: Sequence[str]
+) -> int:
+    """Judge a canary beside stable; print the table, and write it if asked to.
+
+    Returns:
+        0 to promote it, 1 to roll back, 4 to hold: it is not sure yet.
+    """
+    from tfs_client.bench import canary as judging
+    from tfs_client.bench import traffic
+
+    if set(stable.address.split(",")) & set(candidate.address.split(",")):
+        raise TFSError(
+            f"{candidate.address} is stable's too: the canary needs a server of its own, since "
+            f"TensorFlow Serving's metrics do not say which version answered"
+        )
+    tracks = {"stable": _server(stable), "canary": _server(candidate)}
+    for name, found in tracks.items():
+        print(f"{name}: {found['model']} version {found['version']} at {found['address']}")
+    meters = (
+        traffic.Meter(traffic.beside(stable.address, options.stable_metrics), stable.model),
+        traffic.Meter(traffic.beside(candidate.address, options.canary_metrics), candidate.model),
+    )
+    *to, items = payloads.inputs(
+        stable.metadata(), options.payload, images, size=options.size,
+        signature=options.signature, seed=options.seed,
+    )  # fmt: skip
+    print(f"sending {len(items)} images to both, then watching {options.seconds:g} s", flush=True)
+    answers = judging.disagreement(
+        stable, candidate, options.payload, items, to, options.disagreement
+    )
+    parts = traffic.watch(meters, options.seconds)
+    checks = [
+        judging.errors(parts, options.errors, options.seconds),
+        *judging.latencies(parts, options.latency_ratio, options.seconds, options.seed),
+        answers,
+    ]
+    verdict = judging.verdict(checks)
+    print(judging.table(checks))
+    print(verdict.upper())
+    if options.output:
+        found = tracks | {"seconds": options.seconds} | judging.to_json(checks)
+        _write(options.output.parent, {options.output.name: json.dumps(found, indent=1).encode()})
+    return {judging.PROMOTE: 0, judging.ROLL_BACK: 1, judging.HOLD: HOLD}[verdict]
 
 
 # --- tune ---

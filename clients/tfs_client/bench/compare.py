@@ -93,16 +93,17 @@ def _of_load(a: Measurement, b: Measurement, chance: np.random.Generator) -> Ite
     name = a.load if a.batch == 1 else f"{a.load} × {a.batch}"
     rates = [each.whole.images_per_second for each in (a, b)]
     if min(rates) > 0:
-        low, high = _interval(drawn[1].rates / drawn[0].rates)
+        low, high = interval(drawn[1].rates / drawn[0].rates)
         yield Change(name, "images/s", rates[0], rates[1], low, high, more_is_better=True)
     for q in PERCENTILES:
         values = [each.whole.percentile(q) for each in (a, b)]
         if values[0] is not None and values[1] is not None:
-            low, high = _interval(drawn[1].percentile(q) / drawn[0].percentile(q))
+            low, high = interval(drawn[1].percentile(q) / drawn[0].percentile(q))
             yield Change(name, f"p{q:g} ms", 1e3 * values[0], 1e3 * values[1], low, high)
 
 
-def _interval(ratios: Array) -> tuple[float, float]:
+def interval(ratios: Array) -> tuple[float, float]:
+    """What all but the outermost of the drawn ones lie in."""
     tail = (100 - CONFIDENCE) / 2
     low, high = np.nanpercentile(ratios, (tail, 100 - tail))
     return float(low), float(high)

@@ -76,28 +76,15 @@ def make(
         TFSError: no signature takes this, a file cannot be read, the server refuses, or Pillow is
             not installed and would be needed.
     """
-    name, spec = _signature(client.metadata(), kind, signature)
-    alias, tensor = next(iter(spec.inputs.items()))
-    sources = [_read(path) for path in images]
-    if kind == "encoded":
-        items: list[Any] = sources or [_encode(each) for each in _pictures(MADE, size, seed)]
-    elif sources:
-        items = [
-            _decode(path, content, size) for path, content in zip(images, sources, strict=True)
-        ]
-    else:
-        shape = tuple(size if n < 0 else n for n in (tensor.shape or (-1, size, size, 3))[1:])
-        pictures = len(shape) == 3 and shape[2] == 3 and shape[0] == shape[1]
-        chance = np.random.default_rng(seed)
-        items = list(
-            _pictures(MADE, shape[0], seed) if pictures else chance.random((MADE, *shape)) * 255
-        )
-    outputs = _IMAGE_OUTPUTS if set(_IMAGE_OUTPUTS) <= spec.outputs.keys() else ()
+    metadata = client.metadata()
+    name, alias, items = inputs(metadata, kind, images, size=size, signature=signature, seed=seed)
+    has = metadata.signatures[name].outputs.keys()
+    outputs = _IMAGE_OUTPUTS if set(_IMAGE_OUTPUTS) <= has else ()
     asked = Asked(client.model, client._version, name)
     made = []
     for position in range(0, len(items), batch):
         rows = [(position + row) % len(items) for row in range(batch)]
-        value = _stack([items[row] for row in rows], kind)
+        value = stack([items[row] for row in rows], kind)
         call = _calls.predict(asked, {alias: value}, outputs)
         answer = client.predict({alias: value}, signature=name, outputs=outputs)
         if "valid" in answer.outputs and not answer["valid"].all():
@@ -108,6 +95,36 @@ def make(
     return made
 
 
+def inputs(
+    metadata: Metadata,
+    kind: str,
+    images: Sequence[str],
+    *,
+    size: int = SIZE,
+    signature: str | None = None,
+    seed: int = 0,
+) -> tuple[str, str, list[Any]]:
+    """The signature to call, the name of its input, and the images, for `stack` to make tensors of.
+
+    The arguments are those of `make`.
+
+    Raises:
+        TFSError: as `make`, but for what the server says.
+    """
+    name, spec = _signature(metadata, kind, signature)
+    alias, tensor = next(iter(spec.inputs.items()))
+    sources = [_read(path) for path in images]
+    if kind == "encoded":
+        return name, alias, sources or [_encode(each) for each in _pictures(MADE, size, seed)]
+    if sources:
+        pairs = zip(images, sources, strict=True)
+        return name, alias, [_decode(path, content, size) for path, content in pairs]
+    shape = tuple(size if n < 0 else n for n in (tensor.shape or (-1, size, size, 3))[1:])
+    if len(shape) == 3 and shape[2] == 3 and shape[0] == shape[1]:
+        return name, alias, list(_pictures(MADE, shape[0], seed))
+    return name, alias, list(np.random.default_rng(seed).random((MADE, *shape)) * 255)
+
+
 def _signature(metadata: Metadata, kind: str, name: str | None) -> tuple[str, Signature]:
     """The signature that is to be called."""
     found = metadata.signatures
@@ -115,8 +132,8 @@ def _signature(metadata: Metadata, kind: str, name: str | None) -> tuple[str, Si
         raise TFSError(f"no signature {name!r}: there are {', '.join(found)}")
     candidates = [name] if name is not None else sorted(found, key="serving_default".__ne__)
     for each in candidates:
-        inputs = list(found[each].inputs.values())
-        takes_it = len(inputs) == 1 and inputs[0].dtype == DTYPES[kind]
+        taken = list(found[each].inputs.values())
+        takes_it = len(taken) == 1 and taken[0].dtype == DTYPES[kind]
         if takes_it and found[each].method.endswith("/predict"):
             return each, found[each]
     raise TFSError(
@@ -125,7 +142,8 @@ def _signature(metadata: Metadata, kind: str, name: str | None) -> tuple[str, Si
     )
 
 
-def _stack(items: Sequence[Any], kind: str) -> Array:
+def stack(items: Sequence[Any], kind: str) -> Array:
+    """One tensor of several images."""
     if kind == "encoded":
         return np.array(items, dtype=object)
     return np.stack(items).astype(DTYPES[kind])

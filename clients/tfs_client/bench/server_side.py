@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import http.client
 import urllib.error
 import urllib.request
 from collections import Counter
+from collections.abc import Callable
+from typing import TypeVar
 
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -20,7 +23,10 @@ _MEANS = (
     ("batch_images", _BATCHING + "processed_batch_size", 1),
     ("padding_images", _BATCHING + "padding_size", 1),
 )
+PATH = "/monitoring/prometheus/metrics"  # of serving/config/monitoring.config
 TIMEOUT_SECONDS = 10.0
+
+Key = TypeVar("Key")
 
 
 def scrape(url: str) -> Counter[str]:
@@ -32,13 +38,25 @@ def scrape(url: str) -> Counter[str]:
     Raises:
         TFSError: nothing answers there, or what it answers are no metrics.
     """
+    return read(url, totals)
+
+
+def read(url: str, meaning: Callable[[str], Counter[Key]]) -> Counter[Key]:
+    """What a page of metrics means.
+
+    Raises:
+        TFSError: as `scrape`.
+    """
     if not url.startswith(("http://", "https://")):
-        raise TFSError(f"{url}: is no URL of metrics, such as http://host:8501/monitoring/…")
+        raise TFSError(f"{url}: is no URL of metrics, such as http://host:8501{PATH}")
     try:
         with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as answer:
-            text = answer.read().decode()
-        return totals(text)
-    except (urllib.error.URLError, OSError) as error:
+            return meaning(answer.read().decode())
+    except urllib.error.HTTPError as error:
+        error.close()  # it is the answer too
+        hint = ": start the server with --monitoring_config_file" if error.code == 404 else ""
+        raise TFSError(f"{url}: no metrics can be read: {error}{hint}") from error
+    except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
         raise TFSError(f"{url}: no metrics can be read: {error}") from error
     except ValueError as error:
         raise TFSError(f"{url}: these are no metrics: {error}") from error
