@@ -38,7 +38,7 @@ KUBECTL ?= kubectl
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL: # stages follow each other
-.PHONY: help setup demo data train import-weights evaluate export validate publish promote rollback versions prune serve classify benchmark tune benchmark-training benchmark-graph benchmark-server benchmark-client canary-start canary-promote canary-rollback test test-slow test-k8s test-containers rules lint format proto clean
+.PHONY: help setup demo data train import-weights evaluate export validate publish promote rollback versions prune serve classify benchmark tune benchmark-training benchmark-graph benchmark-server benchmark-client canary-start canary-promote canary-rollback test test-slow test-k8s test-containers test-cluster rules lint format proto clean
 
 help: ## print this list
 	@echo 'GoogLeNet Serving: labelled images in, a served classifier out'; echo
@@ -150,7 +150,11 @@ test-k8s: $(READY) $(K8S_TOOLS)/.ready ## manifests: every overlay × component 
 	@$(BIN)/python -m pytest tests/k8s --numprocesses 2 --dist loadfile
 
 test-containers: $(READY) $(CONTAINER_TOOLS)/.ready ## the images on a Docker engine, as the manifests run them; SECONDS (600) of load
-	@MEMORY_SECONDS="$(SECONDS)" $(BIN)/python -m pytest tests/containers -m containers -p no:randomly
+	@MEMORY_SECONDS="$(SECONDS)" $(BIN)/python -m pytest tests/containers -m containers -p no:randomly -rs
+
+test-cluster: $(READY) ## every overlay, or OVERLAY, on the cluster of KUBECONFIG: rollout, traffic, scale, rollback
+	@CLUSTER_OVERLAY="$(if $(filter file,$(origin OVERLAY)),,$(OVERLAY))" CLUSTER_ACCESS="$(ACCESS)" \
+	  $(BIN)/python -m pytest tests/cluster -m cluster -p no:randomly -rs
 
 rules: $(READY) ## write the alerts of k8s/components/monitoring for the compose file's Prometheus
 	@$(BIN)/python -c "$$RULES" k8s/components/monitoring/prometheus-rule.yaml > serving/container/prometheus/rules.yaml

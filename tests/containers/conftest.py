@@ -9,17 +9,31 @@ import pytest
 from tfs_client.bench import machine
 from tfs_client.bench.servers import free_port
 
-from pipeline import export, publish, weights
 from tests.containers import engine as engines
-from tests.containers import images, kubelet
+from tests.containers import images, kubelet, published
 from tests.containers.engine import Engine
 from tests.containers.kubelet import Pod
 from tests.containers.pod_spec import Place
 from tests.k8s import manifests
 from tests.k8s.manifests import Document, of_kind
-from tests.pipeline import checkpoints, test_weights
+
+SECONDS = os.environ.get("MEMORY_SECONDS") or "600"
+LEAST_SECONDS, MOST_SECONDS = 60, 86_400
 
 shown: list[str] = []
+
+
+def pytest_configure():
+    if not SECONDS.isdecimal() or not LEAST_SECONDS <= int(SECONDS) <= MOST_SECONDS:
+        raise pytest.UsageError(
+            f"SECONDS={SECONDS}: give a whole number from {LEAST_SECONDS} to {MOST_SECONDS}"
+        )
+
+
+@pytest.fixture(scope="session")
+def memory_seconds() -> int:
+    """How long the memory test's load lasts."""
+    return int(SECONDS)
 
 
 @pytest.fixture
@@ -59,13 +73,8 @@ def embedded(engine) -> str:
 
 @pytest.fixture(scope="session")
 def version(tmp_path_factory) -> Path:
-    """A published version of GoogLeNet: 224×224, a thousand classes, weights at random."""
-    folder = tmp_path_factory.mktemp("weights")
-    checkpoint = checkpoints.state_file(folder / "googlenet.pth", test_weights.torch_state())
-    run = weights.import_torchvision(checkpoint, folder / "runs")
-    export.export(run)
-    publish.publish(run, folder / "models", force="its weights are random")
-    return folder / "models/googlenet/1"
+    """A published version of GoogLeNet at its full size."""
+    return published.make(tmp_path_factory.mktemp("published"))
 
 
 @pytest.fixture
