@@ -48,6 +48,7 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.path.parent == Path(__file__).parent:
             item.add_marker(pytest.mark.containers)
+            item.add_marker(pytest.mark.timeout(MOST_SECONDS + 1800, func_only=True))
 
 
 def pytest_terminal_summary(terminalreporter):

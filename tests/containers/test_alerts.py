@@ -2,12 +2,8 @@
 
 import time
 
-import pytest
-
 from tests.containers import prometheus
 from tests.containers.load import load
-
-pytestmark = pytest.mark.timeout(900)
 
 ALERT = "GoogLeNetNoAvailableVersion"
 FIRES_SECONDS = 420  # 2 min in which OK must stand still, 2 min pending, and two intervals of each

@@ -10,8 +10,6 @@ from tfs_client import Client
 from tests.conftest import ROOT
 from tests.containers import images
 
-pytestmark = pytest.mark.timeout(2400)  # a first build fetches half a gigabyte
-
 HEALTHY_SECONDS = 120
 
 

@@ -8,8 +8,6 @@ from tfs_client import Retry
 from tests.containers import envoy
 from tests.containers.load import load
 
-pytestmark = pytest.mark.timeout(600)
-
 
 @pytest.fixture
 def two(start_pod):
