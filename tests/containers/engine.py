@@ -16,7 +16,7 @@ import pytest
 from tests.containers import programs
 
 START_SECONDS, STOP_SECONDS = 60.0, 60.0
-NEEDED = ("dockerd", "containerd", "runc", "docker", "unshare")
+NEEDED = ("dockerd", "containerd", "runc", "docker", "unshare", "setpriv")
 # Images are kept between runs, as in any engine; `make clean` removes them.
 DATA = programs.TOOLS / "engine"
 
@@ -132,10 +132,11 @@ def _alone() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _daemon(folder: Path, socket: Path, log) -> Iterator[subprocess.Popen]:
-    # In a mount namespace of its own, so that what it mounts is gone when it has ended.
-    words = ["unshare", "--mount", "--propagation", "private"]
+    # It ends with this process also where that is killed. In a mount namespace of its own, so that
+    # what it mounts is gone with it.
+    words = ["setpriv", "--pdeathsig", "TERM", "unshare", "--mount", "--propagation", "private"]
     words += ["dockerd", "--iptables=false", "--ip6tables=false", "--bridge=none"]
-    words += [f"--data-root={DATA}", f"--exec-root={folder}/exec", f"--pidfile={folder}/pid"]
+    words += [f"--data-root={DATA}", f"--exec-root={folder}/exec", f"--pidfile={DATA}.pid"]
     words += [f"--host=unix://{socket}"]
     environment = {**os.environ, "PATH": programs.PATH}
     with subprocess.Popen(

@@ -48,13 +48,19 @@ class Load:
 
 @contextmanager
 def load(
-    address: str | Sequence[str], callers: int = 8, retry: Retry | None = None, images: int = 8
+    address: str | Sequence[str],
+    callers: int = 8,
+    *,
+    pause: float = 0.0,
+    retry: Retry | None = None,
+    images: int = 8,
 ) -> Iterator[Load]:
     """Callers at work while the block runs; when it is left, every call has been answered.
 
     Args:
         address: what Client takes.
         callers: threads.
+        pause: seconds of each after an answer.
         retry: the client's own if not given.
         images: different ones, sent in turn; each answer is compared with its image's first.
     """
@@ -72,7 +78,7 @@ def load(
         expected = [client.classify(picture).label for picture in pictures]
 
         def caller(number: int) -> None:
-            while not stop.is_set():
+            while not stop.wait(pause):
                 number = (number + 1) % images
                 try:
                     label = client.classify(pictures[number]).label

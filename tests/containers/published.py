@@ -1,4 +1,4 @@
-"""A published version of GoogLeNet: 224×224, a thousand classes, weights at random."""
+"""A published version of GoogLeNet: 224×224, ten classes, weights at random."""
 
 from pathlib import Path
 

@@ -13,7 +13,7 @@ def test_prometheus_scrapes_and_an_alert_fires(start_pod, models, tmp_path, show
     pod = start_pod()
     pod.wait()
     with prometheus.scraping(pod.ports["rest"], tmp_path / "prometheus") as running:
-        with load(pod.address, callers=2) as done:
+        with load(pod.address, callers=2, pause=0.4) as done:
             time.sleep(75)  # a rate needs two scrapes, 15 s apart, and the rules an evaluation
         assert running.targets() == ["up"]
         rate = running.value("namespace_track:googlenet_calls:rate5m")
