@@ -109,7 +109,7 @@ def _config(proxy: Proxy, ports: list[int]) -> dict[str, object]:
         "type": "STATIC",
         "lb_policy": "ROUND_ROBIN",
         "connect_timeout": "1s",
-        "circuit_breakers": {"thresholds": [{"retry_budget": {"budget_percent": {"value": 100}}}]},
+        "circuit_breakers": {"thresholds": [{"max_retries": 1024}]},
         "typed_extension_protocol_options": {
             "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
                 "@type": f"{types}.upstreams.http.v3.HttpProtocolOptions",

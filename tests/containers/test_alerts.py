@@ -28,7 +28,7 @@ def test_prometheus_scrapes_and_an_alert_fires(start_pod, models, tmp_path, show
         back = time.monotonic()
         ended = _until(running, None, 180) - back
     show(
-        f"Prometheus {running.version}: {done}; it saw {rate:.0f} calls/s and {errors:.0%} errors; "
+        f"Prometheus {running.version}: {done}; it saw {rate:.1f} calls/s and {errors:.0%} errors; "
         f"{ALERT} fired {fired:.0f} s after the model was taken away and ended {ended:.0f} s after "
         f"it came back"
     )
