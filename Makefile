@@ -34,11 +34,13 @@ HAS_CANARY = grep -q components/canary "k8s/overlays/$(OVERLAY)/kustomization.ya
   { echo 'make: overlay $(OVERLAY) has no canary: add ../../components/canary to its components' >&2; exit 2; }
 APPLY_TRACKS = $(KUBECTL) apply -k "k8s/overlays/$(OVERLAY)"
 K8S_TOOLS := .venv/k8s
+CONTAINER_TOOLS := .venv/containers
+SECONDS ?= 600
 KUBECTL ?= kubectl
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL: # stages follow each other
-.PHONY: help setup demo data train import-weights evaluate export validate publish promote rollback versions prune serve classify benchmark tune benchmark-training benchmark-graph benchmark-server benchmark-client canary-start canary-check canary-promote canary-rollback test test-slow test-k8s rules lint format proto clean
+.PHONY: help setup demo data train import-weights evaluate export validate publish promote rollback versions prune serve classify benchmark tune benchmark-training benchmark-graph benchmark-server benchmark-client canary-start canary-check canary-promote canary-rollback test test-slow test-k8s test-containers test-cluster rules lint format proto clean
 
 help: ## print this list
 	@echo 'GoogLeNet Serving: labelled images in, a served classifier out'; echo
@@ -153,6 +155,13 @@ test-slow: $(READY) ## the slow tests: whole trainings, and comparisons with PyT
 test-k8s: $(READY) $(K8S_TOOLS)/.ready ## manifests: every overlay × component rendered and judged, rules, dashboard
 	@$(BIN)/python -m pytest tests/k8s --numprocesses 2 --dist loadfile
 
+test-containers: $(READY) $(CONTAINER_TOOLS)/.ready ## the images on a Docker engine, as the manifests run them; SECONDS (600) of load
+	@MEMORY_SECONDS="$(SECONDS)" $(BIN)/python -m pytest tests/containers -m containers -p no:randomly -rs
+
+test-cluster: $(READY) ## every overlay, or OVERLAY, on the cluster of KUBECONFIG: rollout, traffic, scale, rollback
+	@CLUSTER_OVERLAY="$(if $(filter file,$(origin OVERLAY)),,$(OVERLAY))" CLUSTER_ACCESS="$(ACCESS)" \
+	  $(BIN)/python -m pytest tests/cluster -m cluster -p no:randomly -rs
+
 rules: $(READY) ## write the alerts of k8s/components/monitoring for the compose file's Prometheus
 	@$(BIN)/python -c "$$RULES" k8s/components/monitoring/prometheus-rule.yaml > serving/container/prometheus/rules.yaml
 
@@ -161,6 +170,13 @@ $(K8S_TOOLS)/.ready: tests/k8s/requirements.txt | $(READY)
 	@$(PYTHON) -m venv $(K8S_TOOLS)
 	@$(K8S_TOOLS)/bin/pip install --disable-pip-version-check --quiet --no-deps --no-compile -r $<
 	@tests/k8s/install-promtool $(K8S_TOOLS)/bin
+	@touch $@
+
+$(CONTAINER_TOOLS)/.ready: tests/containers/requirements.txt tests/containers/install | $(READY)
+	@echo 'Setting up $(CONTAINER_TOOLS): half a minute and 0.5 GB'
+	@$(PYTHON) -m venv $(CONTAINER_TOOLS)
+	@$(CONTAINER_TOOLS)/bin/pip install --disable-pip-version-check --quiet --no-deps -r $<
+	@tests/containers/install $(CONTAINER_TOOLS)/debian
 	@touch $@
 
 lint: $(READY)

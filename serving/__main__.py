@@ -34,7 +34,9 @@ def main(arguments: list[str] | None = None) -> int:
     if given.version:
         from importlib import metadata
 
-        print(f"embedded server: {metadata.version('googlenet-serving')}")
+        from serving import __version__
+
+        print(f"embedded server: {__version__}")
         print(f"TensorFlow Library: {metadata.version('tensorflow')}")
         return 0
     logging.basicConfig(

@@ -8,7 +8,8 @@ WORKDIR /src
 COPY constraints.txt serving/container/embedded.txt ./
 RUN python -m venv /opt/venv \
     && /opt/venv/bin/pip install --no-cache-dir --constraint constraints.txt --requirement embedded.txt \
-    && /opt/venv/bin/pip uninstall --yes pip setuptools
+    && /opt/venv/bin/pip uninstall --yes pip setuptools \
+    && rm -r /opt/venv/lib/python3.11/site-packages/tensorflow/include
 
 FROM python:3.11-slim-bookworm
 COPY --from=build /opt/venv /opt/venv

@@ -10,7 +10,8 @@ COPY pipeline pipeline
 COPY serving serving
 RUN python -m venv /opt/venv \
     && PIP_CONSTRAINT=constraints.txt /opt/venv/bin/pip install --no-cache-dir ./clients . \
-    && /opt/venv/bin/pip uninstall --yes pip setuptools
+    && /opt/venv/bin/pip uninstall --yes pip setuptools \
+    && rm -r /opt/venv/lib/python3.11/site-packages/tensorflow/include
 
 FROM python:3.11-slim-bookworm
 COPY --from=build /opt/venv /opt/venv

@@ -33,3 +33,19 @@ def test_probes_follow_the_models_state(served):
 
     shutil.move(served.repository.parent / "aside", served.repository / "1")
     wait_for(served, probe("readinessProbe"), 200)
+
+
+def test_liveness_counts_as_no_answer(served):
+    """By an OK that stands still an alert knows that no version is there."""
+    answered = ':tensorflow:serving:request_count{model_name="googlenet",status="OK"}'
+
+    def count() -> float:
+        page = served.get("/monitoring/prometheus/metrics")[1]
+        lines = dict(line.rsplit(" ", 1) for line in page.splitlines() if line.startswith(":"))
+        return float(lines.get(answered, 0))
+
+    before = count()
+    assert served.get(probe("livenessProbe"))[0] == 200
+    assert count() == before
+    assert served.get(probe("readinessProbe"))[0] == 200
+    assert count() == before + 1

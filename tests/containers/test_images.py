@@ -1,0 +1,101 @@
+"""The images, built for real and run as their Dockerfiles' first lines say."""
+
+import re
+import shlex
+import time
+
+import pytest
+from tfs_client import Client
+
+from tests.conftest import ROOT
+from tests.containers import images
+
+HEALTHY_SECONDS = 120
+
+
+@pytest.fixture(scope="session")
+def pipeline(engine) -> str:
+    """The pipeline's image."""
+    return images.build(engine, images.FOLDER / "pipeline.Dockerfile")
+
+
+def _documented(dockerfile: str) -> list[str]:
+    """The arguments of the `docker run` in a Dockerfile's first lines, without published ports."""
+    head = (images.FOLDER / dockerfile).read_text().split("\nFROM", 1)[0]
+    text = re.sub(r"\s*\\?\n#\s*", " ", head.split("docker run ", 1)[1])
+    return re.sub(r"-p \S+ ?", "", text).split()
+
+
+def test_the_embedded_image_runs_as_its_first_lines_say(engine, embedded, models, show):
+    """With its own flags, and becomes healthy by its own check; SIGTERM ends it with 0."""
+    words = [word.replace('"$PWD/models:/models:ro"', f"{models}:/models:ro")
+             for word in _documented("embedded.Dockerfile")]  # fmt: skip
+    container = engine("run", "--detach", "--network=host", *words)
+    try:
+        started = time.monotonic()
+        while (health := _health(engine, container)) != "healthy":
+            assert health == "starting", engine.run("logs", container).stderr
+            assert time.monotonic() - started < HEALTHY_SECONDS
+            time.sleep(0.5)
+        seconds = time.monotonic() - started
+        with Client("127.0.0.1:8500") as client:
+            assert client.wait_until_ready(5) == 1
+        engine("stop", "--time", "35", container, timeout=60)
+        code = engine("inspect", "--format", "{{.State.ExitCode}}", container)
+        assert code == "0"
+    finally:
+        engine("rm", "--force", container)
+    show(
+        f"embedded image: {images.size(engine, embedded) / 1e9:.2f} GB, healthy after "
+        f"{seconds:.0f} s, `docker stop` ends it with code {code}"
+    )
+
+
+def _health(engine, container: str) -> str:
+    return engine("inspect", "--format", "{{.State.Health.Status}}", container)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "says"),
+    [
+        ("--version", 0, r"embedded server: \d.*\nTensorFlow Library: 2\.20"),
+        ("--help", 0, "--model_config_file"),
+        ("--nonsense=1", 2, "unknown flag --nonsense"),
+        ("--model_config_file=/etc/nothing --port=8500", 2, "/etc/nothing"),
+        ("--port=8500 --model_config_file=/etc/googlenet/models.config "
+         "--batching_parameters_file=/etc/googlenet/models.config --enable_batching", 2,
+         "models.config"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_said_in_a_line(engine, embedded, words, code, says):
+    done = engine.run("run", "--rm", "--network=none", "--read-only", "--tmpfs", "/tmp", embedded,
+                      *shlex.split(words))  # fmt: skip
+    printed = done.stdout + done.stderr
+    assert done.returncode == code, printed
+    assert re.search(says, printed), printed
+    assert "Traceback" not in printed
+
+
+def test_the_pipelines_image_runs_its_stages(engine, pipeline, show):
+    words = _documented("pipeline.Dockerfile")
+    assert words[0] == pipeline
+    done = engine.run("run", "--rm", "--network=none", "--read-only", "--tmpfs", "/tmp", *words)
+    assert done.returncode == 0, done.stderr
+    assert "--preset" in done.stdout
+    refused = engine.run("run", "--rm", "--network=none", "--read-only", "--tmpfs", "/tmp",
+                         pipeline, "train", "--dataset", "/nothing")  # fmt: skip
+    assert refused.returncode == 2, refused.stderr
+    assert "Traceback" not in refused.stderr
+    assert "/nothing" in refused.stderr
+    show(f"pipeline image: {images.size(engine, pipeline) / 1e9:.2f} GB")
+
+
+def test_the_builds_context_is_small():
+    """What `.dockerignore` lets through is sent to the engine at each build."""
+    sent = [line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines()
+            if line.startswith("!")]  # fmt: skip
+    total = sum(
+        file.stat().st_size for name in sent for file in [ROOT / name, *(ROOT / name).rglob("*")]
+        if file.is_file() and "__pycache__" not in file.parts
+    )  # fmt: skip
+    assert total < 5e6
