@@ -36,7 +36,7 @@ KUBECTL ?= kubectl
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL: # stages follow each other
-.PHONY: help setup demo data train import-weights evaluate export validate publish promote rollback versions prune serve classify benchmark tune benchmark-training benchmark-graph benchmark-server benchmark-client canary-start canary-promote canary-rollback test test-slow test-k8s rules lint format proto clean
+.PHONY: help setup demo data train import-weights evaluate export validate publish promote rollback versions prune serve classify benchmark tune benchmark-training benchmark-graph benchmark-server benchmark-client canary-start canary-promote canary-rollback cluster-up cluster-down test test-slow test-k8s test-control-plane rules lint format proto clean
 
 help: ## print this list
 	@echo 'GoogLeNet Serving: labelled images in, a served classifier out'; echo
@@ -146,6 +146,15 @@ test-slow: $(READY) ## the slow tests: whole trainings, and comparisons with PyT
 
 test-k8s: $(READY) $(K8S_TOOLS)/.ready ## manifests: every overlay × component rendered and judged, rules, dashboard
 	@$(BIN)/python -m pytest tests/k8s --numprocesses 2 --dist loadfile
+
+cluster-up: $(READY) ## start a real control plane with simulated nodes; Go builds it once, in half an hour
+	@$(BIN)/python -m tests.control_plane up
+
+cluster-down: $(READY) ## stop it
+	@$(BIN)/python -m tests.control_plane down
+
+test-control-plane: $(READY) ## the manifests on what `make cluster-up` started: validation, rollouts, drains, 500 replicas
+	@$(BIN)/python -m pytest tests/control_plane -rP
 
 rules: $(READY) ## write the alerts of k8s/components/monitoring for the compose file's Prometheus
 	@$(BIN)/python -c "$$RULES" k8s/components/monitoring/prometheus-rule.yaml > serving/container/prometheus/rules.yaml
