@@ -154,7 +154,7 @@ cluster-down: $(READY) ## stop it
 	@$(BIN)/python -m tests.control_plane down
 
 test-control-plane: $(READY) ## the manifests on what `make cluster-up` started: validation, rollouts, drains, 500 replicas
-	@$(BIN)/python -m pytest tests/control_plane -rP
+	@$(BIN)/python -m pytest tests/control_plane -m control_plane -rPs
 
 rules: $(READY) ## write the alerts of k8s/components/monitoring for the compose file's Prometheus
 	@$(BIN)/python -c "$$RULES" k8s/components/monitoring/prometheus-rule.yaml > serving/container/prometheus/rules.yaml

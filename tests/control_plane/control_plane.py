@@ -60,10 +60,7 @@ def _flags(client: int, peer: int, api: int) -> dict[str, list[str]]:
     """Each program's, in the order in which they start."""
     etcd, peers = f"http://127.0.0.1:{client}", f"http://127.0.0.1:{peer}"
     accounts = SECRETS / "service-accounts.key"
-    limits = [
-        "--kube-api-qps=200",
-        "--kube-api-burst=400",
-    ]  # else the client's 20 a second bound it
+    limits = ["--kube-api-qps=200", "--kube-api-burst=400"]  # else 20 calls a second
     alone = ["--leader-elect=false", "--secure-port=0"]
     return {
         "etcd": [

@@ -7,6 +7,8 @@ import pytest
 from tests.control_plane.conftest import applied, ready_pods, wait_until
 from tests.control_plane.kubectl import KubectlError
 
+pytestmark = pytest.mark.control_plane
+
 
 def pod(**security):
     container = {"name": "any", "image": "example.com/any:1", "securityContext": security}

@@ -7,6 +7,8 @@ import pytest
 from tests.control_plane.conftest import applied, ready_pods, wait_until
 from tests.k8s.manifests import CASES, OVERLAYS, of_kind
 
+pytestmark = pytest.mark.control_plane
+
 COMPONENTS = sorted({components for _, components in CASES})
 
 

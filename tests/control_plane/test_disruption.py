@@ -7,6 +7,8 @@ import pytest
 from tests.control_plane.conftest import applied, ready_pods, wait_until, watching
 from tests.k8s import manifests
 
+pytestmark = pytest.mark.control_plane
+
 DRAIN = ("drain", "--ignore-daemonsets", "--delete-emptydir-data", "--timeout=120s")
 
 

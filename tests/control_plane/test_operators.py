@@ -6,6 +6,8 @@ from tests.control_plane import operators
 from tests.control_plane.conftest import applied
 from tests.k8s.manifests import K8S, NEEDS
 
+pytestmark = pytest.mark.control_plane
+
 TRACKS = K8S / "components/canary/tracks.env"
 TLS = (*NEEDS["mtls-gateway"], "mtls-gateway")
 

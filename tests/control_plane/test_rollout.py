@@ -5,6 +5,8 @@ import pytest
 from tests.control_plane.conftest import WAIT_SECONDS, ready_pods, wait_until, watching
 from tests.k8s import manifests
 
+pytestmark = pytest.mark.control_plane
+
 DEPLOYMENT = "deployment/googlenet"
 STATUS = ("rollout", "status", DEPLOYMENT, "--timeout=200s")
 

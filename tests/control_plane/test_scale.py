@@ -14,7 +14,7 @@ NODES, REPLICAS = 200, 500
 DEPLOYMENT = "deployment/googlenet"
 SECONDS = 400.0
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.control_plane, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,11 @@
 """Training and publishing as Jobs, beside production."""
 
+import pytest
+
 from tests.control_plane.conftest import wait_until
 from tests.k8s.manifests import TRAINING, build
+
+pytestmark = pytest.mark.control_plane
 
 COMPLETE = ("wait", "--for=condition=complete", "--timeout=60s")
 
