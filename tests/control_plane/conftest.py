@@ -64,14 +64,29 @@ def applied(kubectl: Kubectl, *sets: list[Document]) -> Iterator[list[Kubectl]]:
             kubectl.apply(documents)
         yield [kubectl.within(namespace) for namespace in namespaces]
     finally:
-        kubectl("delete", "namespace", "--ignore-not-found", *namespaces)
+        remove(kubectl, *namespaces)
+
+
+def remove(kubectl: Kubectl, *namespaces: str) -> None:
+    """Delete namespaces; pods first, since one that still has pods is looked at ever more rarely."""
+    for name in namespaces:
+        workloads = ("deployments,jobs", "--all", "--cascade=foreground")
+        kubectl.within(name)("delete", *workloads)
+    kubectl("delete", "namespace", "--ignore-not-found", *namespaces)
+
+
+@contextlib.contextmanager
+def serving(kubectl: Kubectl, documents: list[Document]) -> Iterator[Kubectl]:
+    """An overlay of three replicas, once they are ready."""
+    with applied(kubectl, documents) as (within,):
+        wait_until(lambda: ready_pods(within) == 3, "three replicas are ready")
+        yield within
 
 
 @pytest.fixture
 def production(kubectl, rendered) -> Iterator[Kubectl]:
-    """The production overlay, with its three replicas ready."""
-    with applied(kubectl, rendered()) as (within,):
-        wait_until(lambda: ready_pods(within) == 3, "three replicas are ready")
+    """The production overlay, of the test's own."""
+    with serving(kubectl, rendered()) as within:
         yield within
 
 

@@ -83,6 +83,7 @@ def _flags(client: int, peer: int, api: int) -> dict[str, list[str]]:
             f"--tls-private-key-file={SECRETS / 'server.key'}",
             f"--token-auth-file={SECRETS / 'tokens.csv'}",
             "--authorization-mode=Node,RBAC",
+            "--allow-privileged",  # as clusters do: namespaces say who may not
             "--service-account-issuer=https://kubernetes.default.svc",
             f"--service-account-key-file={accounts}",
             f"--service-account-signing-key-file={accounts}",

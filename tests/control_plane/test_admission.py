@@ -4,10 +4,17 @@ import json
 
 import pytest
 
-from tests.control_plane.conftest import applied, ready_pods, wait_until
+from tests.control_plane.conftest import serving
 from tests.control_plane.kubectl import KubectlError
 
 pytestmark = pytest.mark.control_plane
+
+
+@pytest.fixture(scope="module")
+def production(kubectl, rendered):
+    """One for all, who only look."""
+    with serving(kubectl, rendered()) as within:
+        yield within
 
 
 def pod(**security):
@@ -62,17 +69,3 @@ def test_replicas_are_spread_over_zones(kubectl, production):
 def test_every_replica_is_of_the_class_guaranteed(production):
     pods = production.items("pods")
     assert {pod["status"]["qosClass"] for pod in pods} == {"Guaranteed"}
-
-
-def test_gpu_servers_go_where_gpus_are(kubectl, rendered):
-    with applied(kubectl, rendered(components=("gpu",))) as (within,):
-        wait_until(lambda: ready_pods(within) == 3, "three replicas are ready")
-        nodes = {pod["spec"]["nodeName"] for pod in within.items("pods")}
-        assert all(name.startswith("gpu-") for name in nodes)
-
-
-def test_the_quota_counts_them(kubectl, rendered):
-    with applied(kubectl, rendered(components=("quota",))) as (within,):
-        wait_until(lambda: ready_pods(within) == 3, "three replicas are ready")
-        used = within.get("resourcequota/googlenet")["status"]["used"]
-        assert (used["pods"], used["limits.cpu"], used["limits.memory"]) == ("3", "12", "12Gi")

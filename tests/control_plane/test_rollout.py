@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.control_plane.conftest import WAIT_SECONDS, ready_pods, wait_until, watching
+from tests.control_plane.conftest import WAIT_SECONDS, ready_pods, remove, wait_until, watching
 from tests.k8s import manifests
 
 pytestmark = pytest.mark.control_plane
@@ -27,7 +27,7 @@ def production(kubectl, checkout):
         within(*STATUS)
         yield within
     finally:
-        kubectl("delete", "namespace", "googlenet", "--ignore-not-found")
+        remove(kubectl, "googlenet")
 
 
 def apply(kubectl, checkout):
