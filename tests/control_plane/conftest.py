@@ -68,7 +68,7 @@ def applied(kubectl: Kubectl, *sets: list[Document]) -> Iterator[list[Kubectl]]:
 
 
 def remove(kubectl: Kubectl, *namespaces: str) -> None:
-    """Delete namespaces; pods first, since one that still has pods is looked at ever more rarely."""
+    """Delete namespaces; pods first, for which a namespace waits longer than they take."""
     for name in namespaces:
         workloads = ("deployments,jobs", "--all", "--cascade=foreground")
         kubectl.within(name)("delete", *workloads)
