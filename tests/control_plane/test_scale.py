@@ -82,8 +82,7 @@ def test_five_hundred_replicas_on_two_hundred_nodes(large, production):
 def test_the_quota_holds_production_at_its_largest(large, rendered):
     """With a canary, a rollout of both, and training: nothing is refused.
 
-    Pods end in 20 s, where the next ones serve in 13 s: in the proportion of a real one's minute and
-    40 s.
+    Pods end in 20 s, where the next ones serve in 13 s, as real ones do in a minute and in 40 s.
     """
     documents = rendered(components=("canary", "quota"))
     for deployment in of_kind(documents, "Deployment"):
