@@ -40,7 +40,7 @@ KUBECTL ?= kubectl
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL: # stages follow each other
-.PHONY: help setup demo data train import-weights evaluate export validate publish promote rollback versions prune serve classify benchmark tune benchmark-training benchmark-graph benchmark-server benchmark-client canary-start canary-check canary-promote canary-rollback test test-slow test-k8s test-containers test-cluster rules lint format proto clean
+.PHONY: help setup demo data train import-weights evaluate export validate publish promote rollback versions prune serve classify benchmark tune benchmark-training benchmark-graph benchmark-server benchmark-client canary-start canary-check canary-promote canary-rollback cluster-up cluster-down test test-slow test-k8s test-containers test-cluster test-control-plane rules lint format proto clean
 
 help: ## print this list
 	@echo 'GoogLeNet Serving: labelled images in, a served classifier out'; echo
@@ -161,6 +161,15 @@ test-containers: $(READY) $(CONTAINER_TOOLS)/.ready ## the images on a Docker en
 test-cluster: $(READY) ## every overlay, or OVERLAY, on the cluster of KUBECONFIG: rollout, traffic, scale, rollback
 	@CLUSTER_OVERLAY="$(if $(filter file,$(origin OVERLAY)),,$(OVERLAY))" CLUSTER_ACCESS="$(ACCESS)" \
 	  $(BIN)/python -m pytest tests/cluster -m cluster -p no:randomly -rs
+
+cluster-up: $(READY) ## start a real control plane with simulated nodes; Go builds it once, in half an hour
+	@$(BIN)/python -m tests.control_plane up
+
+cluster-down: $(READY) ## stop it
+	@$(BIN)/python -m tests.control_plane down
+
+test-control-plane: $(READY) ## the manifests on what `make cluster-up` started: validation, rollouts, drains, 500 replicas
+	@$(BIN)/python -m pytest tests/control_plane -m control_plane -rPs
 
 rules: $(READY) ## write the alerts of k8s/components/monitoring for the compose file's Prometheus
 	@$(BIN)/python -c "$$RULES" k8s/components/monitoring/prometheus-rule.yaml > serving/container/prometheus/rules.yaml

@@ -11,6 +11,7 @@ from tests.k8s import manifests
 from tests.k8s.manifests import CASES, K8S, OVERLAYS, TRAINING, build, of_kind, read, tool
 
 HERE = ROOT / "tests/k8s"
+MODEL_SECONDS = 30  # half a minute, as k8s/README.md says: what a new pod needs at least
 # What a cluster has only with the operator that brings it; custom_resources.py knows most of them.
 OPERATORS = {
     *("Certificate", "Issuer", "PrometheusRule", "ServiceMonitor"),
@@ -112,7 +113,11 @@ def test_patches_change_what_they_are_for(rendered):
 
 
 def test_the_quota_holds_what_production_may_grow_to(rendered):
-    """With a canary, a rollout of both, and training."""
+    """With a canary, a rollout of both, and training.
+
+    Pods that are ending count as long as they are there: as many of a rollout's waves as begin
+    meanwhile.
+    """
     documents = rendered("production", ("canary",)) + build(TRAINING[0])
     (quota,) = of_kind(rendered("production", ("quota",)), "ResourceQuota")
     asked = {"cpu": 0, "memory": 0, "pods": 0}
@@ -128,7 +133,11 @@ def test_the_quota_holds_what_production_may_grow_to(rendered):
                 if scaler["spec"]["scaleTargetRef"]["name"] == document["metadata"]["name"]
             )
             surge = document["spec"]["strategy"]["rollingUpdate"]["maxSurge"]
-            pods = most + math.ceil(most * int(surge.removesuffix("%")) / 100)
+            wave = math.ceil(most * int(surge.removesuffix("%")) / 100)
+            (container,) = template["spec"]["containers"]
+            ending = container["lifecycle"]["preStop"]["sleep"]["seconds"]
+            starting = MODEL_SECONDS + document["spec"]["minReadySeconds"]
+            pods = most + wave * (1 + math.ceil(ending / starting))
         (container,) = template["spec"]["containers"]
         asked["cpu"] += pods * int(container["resources"]["limits"]["cpu"])
         asked["memory"] += pods * int(container["resources"]["limits"]["memory"][:-2])
