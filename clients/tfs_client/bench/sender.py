@@ -33,6 +33,7 @@ from tfs_client.bench.windows import Window, record
 
 PREDICT = "/tensorflow.serving.PredictionService/Predict"
 NICENESS = -10
+MUCH = 0.5  # of a core
 PAUSE_SECONDS = 0.1  # of a caller after a failed request, so that a dead server is not hammered
 AGREEING = 3  # windows, and the measurement has lasted long enough
 TICK_SECONDS = 0.02  # between looks at how late the event loop is, where nothing else tells
@@ -97,8 +98,7 @@ def _go_first(niceness: int) -> None:
     """Before a server that has the same cores, where that is allowed; 0 for turn and turn about.
 
     Linux shares cores between sessions first (https://man7.org/linux/man-pages/man7/sched.7.html,
-    "The autogroup feature"), so that it is the session's niceness that counts. Only moments that
-    must be kept are worth it: where each answer interrupts the server, both do more for a request.
+    "The autogroup feature"), so that it is the session's niceness that counts.
     """
     with contextlib.suppress(OSError):
         Path("/proc/self/autogroup").write_text(str(niceness))
@@ -119,7 +119,7 @@ async def _tasks(
             while pipe.poll():
                 message = pipe.recv()
                 if isinstance(message, Task):
-                    _go_first(0 if isinstance(message.load, Closed) else NICENESS)
+                    _go_first(NICENESS)
                     await _Run(pipe, message, wire, index, count).whole(arrived)
 
 
@@ -169,9 +169,14 @@ class _Run:
             self._callers(task.load) if isinstance(task.load, Closed) else self._arrivals(task.load)
         )
         watch = asyncio.create_task(self._watch())
-        before = 0.0
+        began, before = time.monotonic(), time.process_time()
         try:
             await _until(task.begin)
+            share = (time.process_time() - before) / (time.monotonic() - began)
+            # Where thousands of answers a second interrupt the server, both do more for each, and
+            # callers have no moments to keep.
+            if isinstance(task.load, Closed) and share > MUCH:
+                _go_first(0)
             before = time.process_time()
             for passed in range(1, task.most + 1):
                 await _until(task.begin + passed * task.window)
