@@ -4,16 +4,13 @@ import contextlib
 import json
 import re
 import subprocess
-import time
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from tfs_client.bench.servers import free_port
 
-from tests.containers.programs import program
-
-START_SECONDS = 30.0
+from tests.containers.programs import program, running
 
 
 @dataclass(frozen=True)
@@ -51,24 +48,8 @@ def balancing(ports: list[int]) -> Iterator[Proxy]:
     proxy = Proxy(free_port(), free_port(), version)
     words = [path, "--config-yaml", json.dumps(_config(proxy, ports)), "--log-level", "error",
              "--concurrency", "1", "--disable-hot-restart"]  # fmt: skip
-    with subprocess.Popen(words, stdin=subprocess.DEVNULL) as process:
-        try:
-            _wait(process, proxy)
-            yield proxy
-        finally:
-            process.terminate()
-
-
-def _wait(process: subprocess.Popen, proxy: Proxy) -> None:
-    deadline = time.monotonic() + START_SECONDS
-    while process.poll() is None and time.monotonic() < deadline:
-        with (
-            contextlib.suppress(OSError),  # not yet listening, or 503
-            urllib.request.urlopen(f"http://127.0.0.1:{proxy.admin}/ready", timeout=1),
-        ):
-            return
-        time.sleep(0.1)
-    raise AssertionError("Envoy did not start")
+    with running(words, f"http://127.0.0.1:{proxy.admin}/ready"):
+        yield proxy
 
 
 def _config(proxy: Proxy, ports: list[int]) -> dict[str, object]:

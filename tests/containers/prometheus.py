@@ -5,7 +5,6 @@ import json
 import re
 import shutil
 import subprocess
-import time
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
@@ -15,9 +14,8 @@ from pathlib import Path
 from tfs_client.bench.servers import free_port
 
 from tests.containers.images import FOLDER
-from tests.containers.programs import program
+from tests.containers.programs import program, running
 
-START_SECONDS = 60.0
 TARGET = "server:8501"
 
 
@@ -72,22 +70,6 @@ def scraping(port: int, folder: Path) -> Iterator[Prometheus]:
     own = free_port()
     words = [path, f"--config.file={file}", f"--storage.tsdb.path={folder}/data",
              f"--web.listen-address=127.0.0.1:{own}", "--log.level=error"]  # fmt: skip
-    with subprocess.Popen(words, stdin=subprocess.DEVNULL) as process:
-        try:
-            running = Prometheus(f"http://127.0.0.1:{own}", version)
-            _wait(process, running)
-            yield running
-        finally:
-            process.terminate()
-
-
-def _wait(process: subprocess.Popen, running: Prometheus) -> None:
-    deadline = time.monotonic() + START_SECONDS
-    while process.poll() is None and time.monotonic() < deadline:
-        with (
-            contextlib.suppress(OSError),  # not yet listening, or 503
-            urllib.request.urlopen(f"{running.url}/-/ready", timeout=1),
-        ):
-            return
-        time.sleep(0.2)
-    raise AssertionError("Prometheus did not start")
+    url = f"http://127.0.0.1:{own}"
+    with running(words, f"{url}/-/ready"):
+        yield Prometheus(url, version)

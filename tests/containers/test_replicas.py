@@ -17,28 +17,26 @@ def two(start_pod):
     return pods
 
 
-def _kill_one(two, done) -> None:
+def _kill_one(two) -> None:
     time.sleep(5)
     two[0].kill()
     time.sleep(10)
     assert two[0].state("ExitCode") == "137"
 
 
-def test_the_clients_round_robin_outlives_one(two, show):
-    with load(f"ipv4:{two[0].address},{two[1].address}") as done:
-        _kill_one(two, done)
+@pytest.mark.parametrize(
+    ("how", "named"),
+    [
+        ("round_robin", lambda one, other: f"ipv4:{one},{other}"),
+        ("a list of addresses", lambda *both: list(both)),
+    ],
+)
+def test_the_client_outlives_one(two, show, how, named):
+    with load(named(*(pod.address for pod in two))) as done:
+        _kill_one(two)
     assert not done.failed
     assert not done.wrong
-    show(f"client's round_robin, one of two killed by SIGKILL under load: {done}; "
-         f"longest time without an answer {done.gap:.2f} s")  # fmt: skip
-
-
-def test_a_list_of_addresses_outlives_one(two, show):
-    with load([pod.address for pod in two]) as done:
-        _kill_one(two, done)
-    assert not done.failed
-    assert not done.wrong
-    show(f"client with a list of addresses, one of two killed by SIGKILL under load: {done}; "
+    show(f"client with {how}, one of two killed by SIGKILL under load: {done}; "
          f"longest time without an answer {done.gap:.2f} s")  # fmt: skip
 
 
@@ -48,7 +46,7 @@ def test_envoy_outlives_one(two, show):
         envoy.balancing([pod.ports["grpc"] for pod in two]) as proxy,
         load(proxy.address, retry=Retry(attempts=1)) as done,
     ):
-        _kill_one(two, done)
+        _kill_one(two)
         retried = proxy.counter("upstream_rq_retry_success")
     assert not done.failed
     assert not done.wrong
