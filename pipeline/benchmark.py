@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tfs_client.__main__ import main as tfs
+from tfs_client.bench.server_side import PATH as METRICS_PATH
 from tfs_client.bench.servers import free_port
 
 from pipeline.config import MODEL_NAME
@@ -45,7 +46,7 @@ def benchmark(
         return tfs([*bench, "--address", address])
     rest = free_port()
     monitoring = f"--monitoring_config_file={MONITORING_CONFIG}"
-    metrics = f"http://localhost:{rest}/monitoring/prometheus/metrics"
+    metrics = f"http://localhost:{rest}{METRICS_PATH}"
     with serving(repository, f"--rest_api_port={rest}", monitoring) as client:
         return tfs([*bench, "--address", client.address, "--metrics", metrics])
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.k8s.manifests import Document, tool
+from tests.k8s.manifests import tool
 
 FORWARD_SECONDS = 30.0
 
@@ -50,10 +50,6 @@ class Cluster:
         if done.returncode:
             raise ClusterError(f"kubectl {' '.join(map(str, words))}: {done.stderr.strip()}")
         return done.stdout.strip()
-
-    def get(self, *words: object) -> Document:
-        """An object, or a list of them."""
-        return json.loads(self("get", *words, "--output=json"))
 
     @contextlib.contextmanager
     def forwarded(self, namespace: str, pod: str, port: int) -> Iterator[str]:
