@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from tfs_client import Client, Hooks, Retry, TFSError
 from tfs_client.bench import payloads
 
+IMAGES = 8
+
 
 @dataclass
 class Load:
@@ -53,16 +55,16 @@ def load(
     *,
     pause: float = 0.0,
     retry: Retry | None = None,
-    images: int = 8,
 ) -> Iterator[Load]:
     """Callers at work while the block runs; when it is left, every call has been answered.
+
+    They send a few images in turn; each answer is compared with its image's first.
 
     Args:
         address: what Client takes.
         callers: threads.
         pause: seconds of each after an answer.
         retry: the client's own if not given.
-        images: different ones, sent in turn; each answer is compared with its image's first.
     """
     done, stop = Load(), threading.Event()
 
@@ -74,12 +76,13 @@ def load(
     settings = {} if retry is None else {"retry": retry}
     with Client(address, hooks=Hooks(on_response=told), **settings) as client:
         client.wait_until_ready(60)
-        pictures = [payloads._encode(each) for each in payloads._pictures(images, 224, 0)]
+        *_, pictures = payloads.inputs(client.metadata(), "encoded", ())
+        del pictures[IMAGES:]
         expected = [client.classify(picture).label for picture in pictures]
 
         def caller(number: int) -> None:
             while not stop.wait(pause):
-                number = (number + 1) % images
+                number = (number + 1) % IMAGES
                 try:
                     label = client.classify(pictures[number]).label
                 except TFSError as error:
