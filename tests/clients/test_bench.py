@@ -401,6 +401,15 @@ def test_a_row_has_the_spread_of_repeats():
     assert "(" not in report.row(repeats[:1])
 
 
+def test_a_row_says_that_one_of_its_repeats_is_invalid():
+    (repeats,) = made_report().measurements
+    for position, late in enumerate((0, 15)):
+        for moment in range(1000):
+            record(repeats[position].windows[0].lag, 0.1 if moment < late else 0.0)
+    assert not measure.together(repeats).invalid
+    assert "INVALID: the sender was 100 ms late" in report.row(repeats)
+
+
 def test_the_machine_is_described():
     found = machine.describe()
     assert {"date", "commit", "processor", "cores", "memory", "command"} <= set(found)

@@ -114,8 +114,14 @@ def row(repeats: Sequence[Measurement]) -> str:
         f"{load:>16} {whole.images_per_second:9.1f}  {spread:20} {latencies} "
         f"{whole.wrong:6} {whole.errors.total():6} {1e3 * all_of_it.lag:10.1f}"
     )
-    said = [all_of_it.verdict, *list(whole.errors)[:1]]
+    said = [_verdict(repeats), *list(whole.errors)[:1]]
     return "  ".join([line, *filter(None, said)])
+
+
+def _verdict(repeats: Sequence[Measurement]) -> str:
+    """An INVALID repeat's, also where all together would pass; otherwise all together's."""
+    found = next((each for each in repeats if each.invalid), together(repeats))
+    return found.verdict
 
 
 def _millis(seconds: float | None) -> str:
@@ -152,6 +158,6 @@ def _cells(
         latency = whole.percentile(q)
         yield "" if latency is None else f"{1e3 * latency:.3f}"
     yield from (whole.sent, whole.wrong, whole.errors.total(), f"{1e3 * all_of_it.lag:.2f}")
-    yield from (f"{all_of_it.processor:.2f}", all_of_it.verdict)
+    yield from (f"{all_of_it.processor:.2f}", _verdict(repeats))
     metrics = found[0] if found else {}
     yield from (f"{metrics[name]:.3f}" if name in metrics else "" for name in side)
