@@ -27,6 +27,7 @@ from serving.errors import (
 )
 from serving.metrics import Metrics
 from serving.session import Session
+from serving.workers import aside
 
 DEFAULT_SIGNATURE = "serving_default"
 INPUTS, OUTPUTS, CLASSES, SCORES = "inputs", "outputs", "classes", "scores"
@@ -285,7 +286,8 @@ class Servable:
     ) -> list[np.ndarray]:
         if deadline is not None and time.monotonic() >= deadline:
             raise ServingError(Code.DEADLINE_EXCEEDED, "the deadline passed before it was computed")
-        return self._run(feeds, fetches, deadline)
+        with aside():
+            return self._run(feeds, fetches, deadline)
 
     def _feeds(self, signature: _Signature, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Values by tensor name, with the signature's defaults for what is not sent."""

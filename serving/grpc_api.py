@@ -6,7 +6,6 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent import futures
 from dataclasses import dataclass
 
 import grpc
@@ -30,6 +29,7 @@ from serving.engine import Label, Servable
 from serving.errors import Code, ConfigError, ServingError, invalid_argument, translate
 from serving.metrics import Metrics
 from serving.repository import Repository, Version
+from serving.workers import Workers, aside
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +94,7 @@ def start_server(
     """
     threads = options.max_calls + SPARE_THREADS
     server = grpc.server(
-        futures.ThreadPoolExecutor(threads, thread_name_prefix="grpc"),
+        Workers(threads),  # type: ignore[arg-type] # all that is asked of it is to submit
         options=(
             *options.channel_arguments,  # first: of two with one name, gRPC takes the first
             ("grpc.so_reuseport", 0),  # a second server on the port is a mistake
@@ -304,7 +304,8 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):
                 "ModelConfigList is currently supported"
             )
         models = models_config.from_messages(request.config.model_config_list.config)
-        self._repository.reload(models, deadline or time.monotonic() + RELOAD_SECONDS)
+        with aside():
+            self._repository.reload(models, deadline or time.monotonic() + RELOAD_SECONDS)
         response = model_management_pb2.ReloadConfigResponse()
         response.status.SetInParent()
         return response

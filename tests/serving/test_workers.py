@@ -1,0 +1,112 @@
+"""Who is at work, who waits, and that nobody is forgotten."""
+
+import random
+import threading
+import time
+from concurrent import futures
+
+import pytest
+
+from serving.workers import AT_WORK, Workers, aside
+
+SECONDS = 20.0
+
+
+class Count:
+    """How many are inside at a time."""
+
+    def __init__(self):
+        self.inside = self.most = 0
+        self._lock = threading.Lock()
+
+    def __enter__(self):
+        with self._lock:
+            self.inside += 1
+            self.most = max(self.most, self.inside)
+
+    def __exit__(self, *_):
+        with self._lock:
+            self.inside -= 1
+
+
+def until(condition):
+    deadline = time.monotonic() + SECONDS
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def test_answers_and_errors_come_back():
+    workers = Workers(4)
+    assert workers.submit(divmod, 7, 2).result(SECONDS) == (3, 1)
+    with pytest.raises(ZeroDivisionError):
+        workers.submit(divmod, 1, 0).result(SECONDS)
+    assert list(workers.map(str, range(50), timeout=SECONDS)) == list(map(str, range(50)))
+
+
+def test_few_are_at_work_at_a_time():
+    workers, count = Workers(16), Count()
+
+    def work():
+        with count:
+            time.sleep(0.01)
+
+    futures.wait([workers.submit(work) for _ in range(20)], SECONDS)
+    assert count.most == AT_WORK
+
+
+def test_those_who_wait_make_room_up_to_the_limit():
+    workers, count, free = Workers(8), Count(), threading.Event()
+
+    def work():
+        with aside(), count:
+            assert free.wait(SECONDS)
+
+    asked = [workers.submit(work) for _ in range(12)]
+    until(lambda: count.inside == 8)
+    time.sleep(0.1)
+    assert count.inside == 8
+    free.set()
+    for each in asked:
+        each.result(SECONDS)
+
+
+def test_a_few_that_wait_do_not_hold_up_the_others():
+    workers, free = Workers(8), threading.Event()
+
+    def wait():
+        with aside():
+            assert free.wait(SECONDS)
+
+    waiting = [workers.submit(wait) for _ in range(AT_WORK + 1)]
+    assert workers.submit(int, "5").result(SECONDS) == 5
+    assert not any(each.done() for each in waiting)
+    free.set()
+    futures.wait(waiting, SECONDS)
+
+
+def test_nothing_is_lost_whatever_happens_inside():
+    workers = Workers(6)
+
+    def work(seed):
+        chance = random.Random(seed)
+        for _ in range(chance.randrange(3)):
+            with aside():
+                time.sleep(chance.random() / 1000)
+        if chance.random() < 0.2:
+            with aside():
+                raise ValueError(seed)
+        return seed
+
+    with futures.ThreadPoolExecutor(4) as callers:
+        asked = [x.result() for x in [callers.submit(workers.submit, work, n) for n in range(2000)]]
+    done, late = futures.wait(asked, SECONDS)
+    assert not late
+    failed = [each for each in done if each.exception()]
+    assert 300 < len(failed) < 500
+    assert workers.submit(int, "5").result(SECONDS) == 5
+
+
+def test_other_threads_may_be_aside_too():
+    with aside():
+        pass
