@@ -18,6 +18,8 @@ VERSIONS = [
     for classifier in PROJECT["classifiers"]
     if (match := re.fullmatch(r"Programming Language :: Python :: (3\.\d+)", classifier))
 ]
+OLDEST_AND_NEWEST = [VERSIONS[0], VERSIONS[-1]]
+OTHERS = [pytest.param(version, marks=pytest.mark.slow) for version in VERSIONS[1:-1]]
 INSTALLED = "installed.txt"  # what was, before pytest
 SHARED = ["test_calls.py", "test_attempts.py"]
 IMPORTS_SECONDS, OWN_TIMES = 0.2, 1.6
@@ -37,7 +39,7 @@ def interpreter(version: str) -> str | None:
     return found if works and not works.returncode else None
 
 
-@pytest.fixture(scope="module", params=VERSIONS)
+@pytest.fixture(scope="module", params=OLDEST_AND_NEWEST + OTHERS)
 def python(request, tmp_path_factory) -> Path:
     """The interpreter of an environment with the client and what it requires."""
     found = interpreter(request.param)

@@ -1,4 +1,7 @@
-"""Real workers for decoding and for the smallest part of inference; goals on made-up rates."""
+"""Real workers for decoding and for the smallest part of inference; goals on made-up rates.
+
+.ci/run measures too, so that the workers are in `make test-slow`.
+"""
 
 import dataclasses
 from pathlib import Path
@@ -11,6 +14,7 @@ from pipeline.training_benchmark.compare import measure
 from pipeline.training_benchmark.report import Result, Row
 
 
+@pytest.mark.slow
 def test_decoding_is_measured():
     result = measure("decoding", compare.DECODING, rounds=1, seconds=0.05)
     assert not result.failures
@@ -20,6 +24,7 @@ def test_decoding_is_measured():
     assert text.count("goal ≤ 1.15: ") == 2
 
 
+@pytest.mark.slow
 def test_inference_is_measured_and_what_fails_is_left_out():
     int8 = compare.configurations(Path("none"), peers=False)[-1]
     one = dataclasses.replace(int8, data=(inputs.rows(1),))

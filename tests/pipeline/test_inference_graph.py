@@ -14,6 +14,8 @@ FORMS = [
     ("torchvision", "imagenet", 75),
 ]
 
+USED = FORMS[2], FORMS[4]  # by the demo and for imported weights
+
 
 def network(variant: str, stem: str, size: int):
     """A network whose batch statistics and biases are not those of a fresh one."""
@@ -66,7 +68,10 @@ def test_folding_changes_nothing(variant, stem, size):
 
 
 @pytest.mark.parametrize(("precision", "error"), [("bf16", 0.05), ("int8", 0.15)])
-@pytest.mark.parametrize(("variant", "stem", "size"), FORMS)
+@pytest.mark.parametrize(
+    ("variant", "stem", "size"),
+    [pytest.param(*form, marks=[] if form in USED else pytest.mark.slow) for form in FORMS],
+)
 def test_fewer_bits_cost_little(variant, stem, size, precision, error):
     model, pixels = network(variant, stem, size), pictures(16, size)
     limits = inference_graph.calibrate(model, variant, stem, [pictures(16, size, seed=4)])

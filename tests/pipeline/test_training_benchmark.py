@@ -40,6 +40,7 @@ def chosen(tmp_path):
     return configurations(TINY, tmp_path, None, tmp_path / "photos")
 
 
+@pytest.mark.slow  # .ci/run measures too
 def test_workers_take_turns_and_one_that_fails_is_left_out(chosen):
     ours = [c for c in chosen if c.framework == OURS]
     broken = replace(ours[0], name="broken", settings={"recipe": {"preset": "x", "precision": "y"}})
