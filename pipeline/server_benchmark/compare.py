@@ -4,11 +4,13 @@
 
 prints Markdown: images served per second at saturation beside the best in-process throughput of the
 same file, in each precision; the 99th percentile at half that load; requests per second of a
-trivial model, beside a Python gRPC server that only echoes; and how long a start takes. Sender and
-server share the cores. Ten minutes on two cores, in which nothing else may run.
+trivial model, beside a Python gRPC server that gives everybody one answer; and how long a start
+takes. `tfs bench`'s sender and the server share the cores. Ten minutes on two cores, in which
+nothing else may run.
 """
 
 import contextlib
+import math
 import signal
 import socket
 import statistics
@@ -16,19 +18,22 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-from tfs_client.bench import machine
+import grpc
+from tfs_client import Client
+from tfs_client.bench import machine, payloads
+from tfs_client.bench.loads import Closed, Poisson
+from tfs_client.bench.measure import Measurement, Senders, senders
+from tfs_client.bench.payloads import Payload
+from tfs_client.bench.sender import PREDICT
 from tfs_client.bench.servers import free_port
 
 from pipeline import files
 from pipeline.errors import PipelineError
-from pipeline.graph_benchmark import inputs
 from pipeline.local_server import BATCHING_CONFIG
-from pipeline.server_benchmark import sender
 from pipeline.server_benchmark.in_process_worker import SHAPES, name
 from pipeline.server_benchmark.models import LINE, PRECISIONS
 from pipeline.training_benchmark import report
@@ -36,6 +41,9 @@ from pipeline.training_benchmark.worker import Worker
 
 CALLERS = 64  # two batches' worth
 LINE_CALLERS = (1, 32)
+WINDOWS = 3  # of a turn at saturation
+TAIL_REQUESTS = 600  # on average, so that there are the 500 that a 99th percentile takes
+WARM_UP_SECONDS = 1.0
 START_SECONDS = 120.0
 BATCH_ROWS, BATCHING_DELAY = 32, 0.002  # of serving/config/batching.config
 SERVED_GOAL = 0.90  # of the in-process throughput, at least
@@ -53,12 +61,14 @@ class Measured:
         in_process: the same of the best of `SHAPES`.
         tail: 99th percentile at half the load, in seconds.
         batch_seconds: of a full batch in process.
+        invalid: why the sender was the limit, where it was.
     """
 
     served: list[float] = field(default_factory=list)
     in_process: list[float] = field(default_factory=list)
     tail: list[float] = field(default_factory=list)
     batch_seconds: list[float] = field(default_factory=list)
+    invalid: set[str] = field(default_factory=set)
 
 
 def benchmark(rounds: int, seconds: float, output: Path | None = None) -> None:
@@ -99,24 +109,24 @@ def _measure(
 ) -> Measured:
     """One precision: the server and the worker have turns."""
     measured = Measured()
-    image = sender.request("m", "images", inputs.pictures(1))
     module, model = "pipeline.server_benchmark.in_process_worker", folder / precision / "1"
     batching = ("--enable_batching", f"--batching_parameters_file={BATCHING_CONFIG}")
     with (
         Worker(module, {"model": str(model)}) as worker,
         _serving(folder / precision, *batching) as (port, start),
+        _sending(port, _payloads(port, "uint8")) as sending,
     ):
         starts.append(start)
         worker.warm_up()
-        sender.closed_loop(port, image, CALLERS, min(seconds, 2.0))
         for _ in range(rounds):
             rates = {shape: worker.measure(name(*shape), seconds) for shape in SHAPES}
             measured.in_process.append(max(rates.values()))
             measured.batch_seconds.append(BATCH_ROWS / rates[1, BATCH_ROWS])
-            answered = sender.closed_loop(port, image, CALLERS, 3 * seconds)
-            measured.served.append(len(answered) / (3 * seconds))
-            half = sender.open_loop(port, image, measured.served[-1] / 2, 2 * seconds)
-            measured.tail.append(float(np.percentile(half, 99)))
+            served = _saturated(sending, CALLERS, seconds)
+            measured.served.append(served.whole.images_per_second)
+            half = _at(sending, measured.served[-1] / 2, 2 * seconds)
+            measured.tail.append(half.whole.percentile(99) or math.nan)
+            measured.invalid |= {each.invalid for each in (served, half)} - {""}
     return measured
 
 
@@ -137,27 +147,38 @@ def _row(precision: str, measured: Measured) -> Iterator[str]:
         f"{tail} of {TAIL_GOAL:g} in-process batches of {BATCH_ROWS} and the batching delay; goal "
         f"1: {_met(tail.median <= 1)}"
     )
+    for reason in sorted(measured.invalid):
+        yield f"- {precision}: INVALID: {reason}, so that it was the limit"
 
 
 def _line(folder: Path, rounds: int, seconds: float) -> Iterator[str]:
-    """The trivial model, in turns with an echo."""
-    request = sender.request("m", "x", np.ones(1, np.float32))
-    with _serving(folder / LINE) as (port, _), _echoing() as echo:
+    """The trivial model, in turns with a server that computes nothing."""
+    with contextlib.ExitStack() as stack:
+        port, _ = stack.enter_context(_serving(folder / LINE))
+        one = _payloads(port, "float32")[:1]
+        answer = folder / "answer"
+        answer.write_bytes(_answer(port, one[0]))
+        constant = stack.enter_context(_answering(answer))
+        ours, theirs = (stack.enter_context(_sending(each, one)) for each in (port, constant))
         for callers in LINE_CALLERS:
-            rates: dict[int, list[float]] = {port: [], echo: []}
-            medians: dict[int, list[float]] = {port: [], echo: []}
-            for _ in range(rounds):
-                for each in (port, echo):
-                    latencies = sender.closed_loop(each, request, callers, seconds)
-                    rates[each].append(len(latencies) / seconds)
-                    medians[each].append(1e3 * float(np.median(latencies)))
-            ours, theirs = (statistics.median(rates[each]) for each in (port, echo))
-            fast, echoed = (statistics.median(medians[each]) for each in (port, echo))
+            turns = [
+                (_saturated(ours, callers, seconds), _saturated(theirs, callers, seconds))
+                for _ in range(rounds)
+            ]
+            (rate, median), (top, least) = map(_rate_and_median, zip(*turns, strict=True))
             yield (
-                f"- {callers} caller{'s' if callers > 1 else ''}: {ours:,.0f} requests/s, median "
-                f"{fast:.2f} ms; the echo {theirs:,.0f} requests/s, {echoed:.2f} ms; ratio of "
-                f"rates {ours / theirs:.2f}"
+                f"- {callers} caller{'s' if callers > 1 else ''}: {rate:,.0f} requests/s, median "
+                f"{median:.2f} ms; the other {top:,.0f} requests/s, {least:.2f} ms; ratio of "
+                f"rates {rate / top:.2f}"
             )
+
+
+def _rate_and_median(turns: Sequence[Measurement]) -> tuple[float, float]:
+    """Requests a second, and milliseconds: the medians of all turns."""
+    return (
+        statistics.median(turn.whole.images_per_second for turn in turns),
+        statistics.median(1e3 * (turn.whole.percentile(50) or math.nan) for turn in turns),
+    )
 
 
 def _text(
@@ -188,8 +209,8 @@ def _text(
     yield ""
     yield "## A trivial model"
     yield ""
-    yield "y = 0.5 x + 2 of one float, without batching, beside a Python gRPC server that sends"
-    yield f"back what it gets; {LINE_GOALS}."
+    yield "y = 0.5 x + 2 of one float, without batching, beside a Python gRPC server of two threads"
+    yield f"that gives everybody one answer; {LINE_GOALS}."
     yield ""
     yield from line
 
@@ -214,10 +235,44 @@ def _serving(base_path: Path, *flags: str) -> Iterator[tuple[int, float]]:
 
 
 @contextlib.contextmanager
-def _echoing() -> Iterator[int]:
+def _answering(answer: Path) -> Iterator[int]:
+    """A server that gives everybody the same answer, on a free port."""
     port = free_port()
-    with _process(["pipeline.server_benchmark.echo", str(port)], port):
+    with _process(["pipeline.server_benchmark.constant", str(port), str(answer)], port):
         yield port
+
+
+def _client(port: int) -> Client:
+    return Client(f"localhost:{port}", "m")
+
+
+def _payloads(port: int, kind: str) -> list[Payload]:
+    with _client(port) as client:
+        return payloads.make(client, kind)
+
+
+def _answer(port: int, payload: Payload) -> bytes:
+    with grpc.insecure_channel(f"localhost:{port}") as channel:
+        predict: Callable[..., bytes] = channel.unary_unary(PREDICT)
+        return predict(payload.request, timeout=START_SECONDS)
+
+
+def _sending(port: int, made: list[Payload]) -> contextlib.AbstractContextManager[Senders]:
+    return senders({"address": f"localhost:{port}", "model": "m"}, made)
+
+
+def _saturated(sending: Senders, callers: int, seconds: float) -> Measurement:
+    return sending.measure(
+        Closed(callers), seconds, warm_up=WARM_UP_SECONDS, least=WINDOWS, most=WINDOWS
+    )
+
+
+def _at(sending: Senders, rate: float, seconds: float) -> Measurement:
+    """As long as a 99th percentile takes, which may be longer."""
+    windows = math.ceil(TAIL_REQUESTS / rate / seconds)
+    return sending.measure(
+        Poisson(rate), seconds, warm_up=WARM_UP_SECONDS, least=windows, most=windows
+    )
 
 
 @contextlib.contextmanager

@@ -1,33 +1,36 @@
-"""The sender against a real server; the whole benchmark is run by .ci/run."""
+"""Its servers and senders, small; the whole benchmark is run by .ci/run."""
 
 import time
 
-import numpy as np
 import pytest
 
 from pipeline.errors import PipelineError
 from pipeline.local_server import free_port
-from pipeline.server_benchmark import compare, sender
+from pipeline.server_benchmark import compare
 from pipeline.server_benchmark.compare import Measured
-from tests.serving.processes import serving
 
 
-def test_requests_are_answered_and_timed(add_version, tmp_path):
+def test_both_servers_are_measured_by_one_request(add_version, tmp_path):
     add_version(1)
-    request = sender.request("affine", "x", np.ones(1, np.float32))
-    with serving("--model_name=affine", f"--model_base_path={tmp_path / 'affine'}") as server:
-        closed = sender.closed_loop(server.port, request, 4, 0.5)
-        opened = sender.open_loop(server.port, request, 40.0, 1.0)
-    assert len(closed) > 20
-    assert 0 < np.median(closed) < 0.1
-    assert 15 < len(opened) < 80
-
-
-def test_the_echo_echoes():
-    port = free_port()
-    request = sender.request("m", "images", np.zeros((1, 4, 4, 3), np.uint8))
-    with compare._process(["pipeline.server_benchmark.echo", str(port)], port):
-        assert len(sender.closed_loop(port, request, 2, 0.2)) > 10
+    base_path = tmp_path / "affine"
+    with compare._serving(base_path) as (port, seconds):
+        one = compare._payloads(port, "float32")[:1]
+        answer = tmp_path / "answer"
+        answer.write_bytes(compare._answer(port, one[0]))
+        with (
+            compare._answering(answer) as constant,
+            compare._sending(port, one) as ours,
+            compare._sending(constant, one) as theirs,
+        ):
+            found = [compare._saturated(each, 4, 0.3) for each in (ours, theirs)]
+            half = compare._at(ours, 100.0, 1.0)
+    assert 0 < seconds < compare.START_SECONDS
+    assert [each.bad for each in (*found, half)] == [0, 0, 0]
+    for rate, median in (compare._rate_and_median([each]) for each in found):
+        assert rate > 50
+        assert 0 < median < 100
+    assert 500 < half.whole.sent < 700
+    assert half.whole.percentile(99) > 0
 
 
 def test_a_server_that_ends_is_said():
@@ -46,6 +49,10 @@ def test_goals_are_judged():
     assert "ratio 0.925 (0.900 to 0.950); goal 0.9: met" in share
     assert "p99 at half that load 300 ms" in tail
     assert tail.endswith("goal 1: met")
+    measured.invalid.add("the sender was 20 ms late")
+    assert list(compare._row("int8", measured))[2:] == [
+        "- int8: INVALID: the sender was 20 ms late, so that it was the limit"
+    ]
 
 
 @pytest.mark.parametrize(("rounds", "seconds"), [(0, 1.0), (1, 0.0)])
