@@ -10,6 +10,7 @@ nothing else may run.
 """
 
 import contextlib
+import itertools
 import math
 import signal
 import socket
@@ -61,14 +62,14 @@ class Measured:
         in_process: the same of the best of `SHAPES`.
         tail: 99th percentile at half the load, in seconds.
         batch_seconds: of a full batch in process.
-        invalid: why the sender was the limit, where it was.
+        verdicts: what is wrong with a turn.
     """
 
     served: list[float] = field(default_factory=list)
     in_process: list[float] = field(default_factory=list)
     tail: list[float] = field(default_factory=list)
     batch_seconds: list[float] = field(default_factory=list)
-    invalid: set[str] = field(default_factory=set)
+    verdicts: set[str] = field(default_factory=set)
 
 
 def benchmark(rounds: int, seconds: float, output: Path | None = None) -> None:
@@ -126,7 +127,7 @@ def _measure(
             measured.served.append(served.whole.images_per_second)
             half = _at(sending, measured.served[-1] / 2, 2 * seconds)
             measured.tail.append(half.whole.percentile(99) or math.nan)
-            measured.invalid |= {each.invalid for each in (served, half)} - {""}
+            measured.verdicts |= _verdicts(served, half)
     return measured
 
 
@@ -147,8 +148,13 @@ def _row(precision: str, measured: Measured) -> Iterator[str]:
         f"{tail} of {TAIL_GOAL:g} in-process batches of {BATCH_ROWS} and the batching delay; goal "
         f"1: {_met(tail.median <= 1)}"
     )
-    for reason in sorted(measured.invalid):
-        yield f"- {precision}: INVALID: {reason}, so that it was the limit"
+    yield from (f"- {precision}: {verdict}" for verdict in sorted(measured.verdicts))
+
+
+def _verdicts(*turns: Measurement) -> set[str]:
+    """What is wrong with any of them."""
+    wrong = {f"{turn.bad} requests failed or were answered wrongly" for turn in turns if turn.bad}
+    return wrong | {turn.verdict for turn in turns if turn.verdict}
 
 
 def _line(folder: Path, rounds: int, seconds: float) -> Iterator[str]:
@@ -171,6 +177,7 @@ def _line(folder: Path, rounds: int, seconds: float) -> Iterator[str]:
                 f"{median:.2f} ms; the other {top:,.0f} requests/s, {least:.2f} ms; ratio of "
                 f"rates {rate / top:.2f}"
             )
+            yield from (f"- {verdict}" for verdict in sorted(_verdicts(*itertools.chain(*turns))))
 
 
 def _rate_and_median(turns: Sequence[Measurement]) -> tuple[float, float]:
@@ -194,8 +201,8 @@ def _text(
     yield "GoogLeNet at 224×224 with 1000 classes, random weights, from uint8 pixels, a picture"
     yield f"a request, {CALLERS} callers, serving/config/batching.config; in process, the best of"
     yield f"{len(SHAPES)} ways to run the same SavedModel. Measured by `make benchmark-server`: the"
-    yield f"median of {rounds} turns of {seconds:g} s that server and process take in rounds, with"
-    yield "the sender on the same cores; in brackets the lowest and the highest ratio of a round."
+    yield f"median of {rounds} turns of at least {seconds:g} s that server and process take in rounds,"
+    yield "with the sender on the same cores; in brackets the lowest and the highest ratio of a round."
     yield ""
     yield from (f"- {name}: {text}" for name, text in described.items())
     yield ""
