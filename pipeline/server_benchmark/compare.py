@@ -201,8 +201,8 @@ def _text(
     yield "GoogLeNet at 224×224 with 1000 classes, random weights, from uint8 pixels, a picture"
     yield f"a request, {CALLERS} callers, serving/config/batching.config; in process, the best of"
     yield f"{len(SHAPES)} ways to run the same SavedModel. Measured by `make benchmark-server`: the"
-    yield f"median of {rounds} turns of at least {seconds:g} s that server and process take in rounds,"
-    yield "with the sender on the same cores; in brackets the lowest and the highest ratio of a round."
+    yield f"median of {rounds} turns of at least {seconds:g} s that server and process take in"
+    yield "rounds, with the sender on the same cores; in brackets, the ratios of single rounds."
     yield ""
     yield from (f"- {name}: {text}" for name, text in described.items())
     yield ""
