@@ -1,8 +1,8 @@
 """What Dockerfiles begin with: from a registry, or made of Debian's packages where none is reached.
 
-A made one is Debian's Python of the same release under the same name, which takes a minute and a
-half as root. It gets this machine's certificate authorities and pip's settings, so that a build can
-fetch packages as this machine does.
+A made one is Debian with its Python, of the same release and under the same name, which takes a
+minute and a half as root. It gets this machine's certificate authorities and pip's settings, so
+that a build can fetch packages as this machine does.
 """
 
 import contextlib
@@ -20,9 +20,15 @@ from tests.containers import programs
 from tests.containers.engine import Engine
 
 PULL_SECONDS, MAKE_SECONDS = 300, 900
-PYTHON = re.compile(r"python:3\.11-slim-(?P<release>\w+)")
+DEBIAN = re.compile(r"(python:3\.11-slim-|debian:)(?P<release>\w+?)(-slim)?")
 PACKAGES = "python3,python3-venv,python3-pip,ca-certificates"
 AUTHORITIES = Path("/etc/ssl/certs/ca-certificates.crt")
+STAND_IN = """FROM {}
+USER 0:0
+RUN printf '#!/bin/sh\\nexec python -m serving "$@"\\n' > /usr/bin/tensorflow_model_server \\
+    && chmod 755 /usr/bin/tensorflow_model_server
+CMD []
+"""
 PIP_SETTINGS = ("index_url", "extra_index_url", "trusted_host", "cert", "default_timeout")
 
 
@@ -31,22 +37,53 @@ def names(dockerfile: Path) -> set[str]:
     return set(re.findall(r"^FROM (\S+)", dockerfile.read_text(), re.M))
 
 
-def provide(engine: Engine, name: str) -> str:
-    """Have the engine know a base image; says where it is from."""
-    if engine.run("image", "inspect", name).returncode == 0:
-        made = engine("image", "inspect", "--format", "{{.Comment}}", name)
-        return made or "the engine's"
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        if engine.run("pull", "--quiet", name, timeout=PULL_SECONDS).returncode == 0:
-            return "a registry's"
-    python = PYTHON.fullmatch(name)
-    if not python:
+def provide(engine: Engine, name: str) -> None:
+    """Have the engine know a base image."""
+    if _had(engine, name):
+        return
+    debian = DEBIAN.fullmatch(name)
+    if not debian:
         pytest.skip(
             f"{name} is in no registry that is reached, and is not made of Debian's packages"
         )
-    with _root(python["release"], name) as root:
-        _import(engine, root, name)
-    return "Debian's packages"
+    made = f"debians-packages:{debian['release']}"
+    if not _known(engine, made):
+        with _root(debian["release"], name) as root:
+            _import(engine, root, made)
+    engine("tag", made, name)
+
+
+def _known(engine: Engine, name: str) -> bool:
+    return engine.run("image", "inspect", name).returncode == 0
+
+
+def _had(engine: Engine, name: str) -> bool:
+    """Whether the engine knows an image, or gets it from a registry."""
+    if _known(engine, name):
+        return True
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        return engine.run("pull", "--quiet", name, timeout=PULL_SECONDS).returncode == 0
+    return False
+
+
+@contextlib.contextmanager
+def standing_in(engine: Engine, name: str, embedded: str, built: str) -> Iterator[None]:
+    """The embedded server's image under the name of TensorFlow Serving's, if that is not to be had.
+
+    It has a `tensorflow_model_server`, which is the embedded server. It goes again, and so does
+    what was built of it.
+    """
+    if _had(engine, name):
+        yield
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "Dockerfile").write_text(STAND_IN.format(embedded))
+        engine("build", "--network=none", "--tag", name, folder, timeout=MAKE_SECONDS)
+    try:
+        yield
+    finally:
+        engine.run("image", "rm", built)
+        engine("image", "rm", "--no-prune", name)
 
 
 @contextlib.contextmanager

@@ -13,15 +13,21 @@ BUILD_SECONDS = 1800
 
 def build(engine: Engine, dockerfile: Path) -> str:
     """Build what a Dockerfile describes, under the name that it gives itself; returns the name."""
-    (name,) = re.findall(r"-t (\S+) \.", dockerfile.read_text())
+    tag = name(dockerfile)
     for base in sorted(base_image.names(dockerfile)):
         base_image.provide(engine, base)
     engine(
-        "build", "--network=host", "--file", dockerfile, "--tag", name, ROOT, timeout=BUILD_SECONDS
+        "build", "--network=host", "--file", dockerfile, "--tag", tag, ROOT, timeout=BUILD_SECONDS
     )
-    return name
+    return tag
 
 
-def size(engine: Engine, name: str) -> int:
+def name(dockerfile: Path) -> str:
+    """What its first lines call the image."""
+    (found,) = re.findall(r"-t (\S+) \.", dockerfile.read_text())
+    return str(found)
+
+
+def size(engine: Engine, image: str) -> int:
     """In bytes, with the base's."""
-    return int(engine("image", "inspect", "--format", "{{.Size}}", name))
+    return int(engine("image", "inspect", "--format", "{{.Size}}", image))

@@ -3,12 +3,13 @@
 import re
 import shlex
 import time
+from collections.abc import Iterator
 
 import pytest
 from tfs_client import Client
 
 from tests.conftest import ROOT
-from tests.containers import images
+from tests.containers import base_image, images
 
 HEALTHY_SECONDS = 120
 
@@ -19,6 +20,15 @@ def pipeline(engine) -> str:
     return images.build(engine, images.FOLDER / "pipeline.Dockerfile")
 
 
+@pytest.fixture(scope="session")
+def tensorflow_serving(engine, embedded) -> Iterator[str]:
+    """The image around TensorFlow Serving, or around what stands in for it."""
+    dockerfile = images.FOLDER / "tensorflow-serving.Dockerfile"
+    (base,) = (name for name in base_image.names(dockerfile) if "tensorflow" in name)
+    with base_image.standing_in(engine, base, embedded, images.name(dockerfile)):
+        yield images.build(engine, dockerfile)
+
+
 def _documented(dockerfile: str) -> list[str]:
     """The arguments of the `docker run` in a Dockerfile's first lines, without published ports."""
     head = (images.FOLDER / dockerfile).read_text().split("\nFROM", 1)[0]
@@ -26,10 +36,13 @@ def _documented(dockerfile: str) -> list[str]:
     return re.sub(r"-p \S+ ?", "", text).split()
 
 
-def test_the_embedded_image_runs_as_its_first_lines_say(engine, embedded, models, show):
-    """With its own flags, and becomes healthy by its own check; SIGTERM ends it with 0."""
+@pytest.mark.parametrize("name", ["embedded", "tensorflow_serving"])
+def test_a_servers_image_runs_as_its_first_lines_say(engine, name, models, show, request):
+    """With its own flags, and becomes healthy by its own check; SIGTERM ends it."""
+    image = request.getfixturevalue(name)
     words = [word.replace('"$PWD/models:/models:ro"', f"{models}:/models:ro")
-             for word in _documented("embedded.Dockerfile")]  # fmt: skip
+             for word in _documented(f"{name.replace('_', '-')}.Dockerfile")]  # fmt: skip
+    assert words[-1] == image
     container = engine("run", "--detach", "--network=host", *words)
     try:
         started = time.monotonic()
@@ -42,13 +55,19 @@ def test_the_embedded_image_runs_as_its_first_lines_say(engine, embedded, models
             assert client.wait_until_ready(5) == 1
         engine("stop", "--time", "35", container, timeout=60)
         code = engine("inspect", "--format", "{{.State.ExitCode}}", container)
-        assert code == "0"
+        assert code in ("0", "143")  # TensorFlow Serving itself has no handler
     finally:
         engine("rm", "--force", container)
     show(
-        f"embedded image: {images.size(engine, embedded) / 1e9:.2f} GB, healthy after "
-        f"{seconds:.0f} s, `docker stop` ends it with code {code}"
+        f"{image}: {images.size(engine, image) / 1e9:.2f} GB, healthy after {seconds:.0f} s, "
+        f"`docker stop` ends it with code {code}"
     )
+
+
+def test_tensorflow_servings_image_has_its_server(engine, tensorflow_serving, show):
+    words = ("--network=none", "--entrypoint", "tensorflow_model_server", tensorflow_serving)
+    version = engine("run", "--rm", *words, "--version").splitlines()[0]
+    show(f"{tensorflow_serving}: its tensorflow_model_server is {version}")
 
 
 def _health(engine, container: str) -> str:
