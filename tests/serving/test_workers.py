@@ -1,5 +1,6 @@
 """Who is at work, who waits, and that nobody is forgotten."""
 
+import contextlib
 import random
 import threading
 import time
@@ -44,14 +45,16 @@ def test_answers_and_errors_come_back():
     assert list(workers.map(str, range(50), timeout=SECONDS)) == list(map(str, range(50)))
 
 
-def test_few_are_at_work_at_a_time():
+@pytest.mark.parametrize("elsewhere", [contextlib.nullcontext, aside], ids=["", "aside"])
+def test_few_are_at_work_at_a_time_whatever_other_threads_do(elsewhere):
     workers, count = Workers(16), Count()
 
     def work():
         with count:
             time.sleep(0.01)
 
-    futures.wait([workers.submit(work) for _ in range(20)], SECONDS)
+    with elsewhere():
+        futures.wait([workers.submit(work) for _ in range(20)], SECONDS)
     assert count.most == AT_WORK
 
 
@@ -105,8 +108,3 @@ def test_nothing_is_lost_whatever_happens_inside():
     failed = [each for each in done if each.exception()]
     assert 300 < len(failed) < 500
     assert workers.submit(int, "5").result(SECONDS) == 5
-
-
-def test_other_threads_may_be_aside_too():
-    with aside():
-        pass
