@@ -249,12 +249,8 @@ def _answering(answer: Path) -> Iterator[int]:
         yield port
 
 
-def _client(port: int) -> Client:
-    return Client(f"localhost:{port}", "m")
-
-
 def _payloads(port: int, kind: str) -> list[Payload]:
-    with _client(port) as client:
+    with Client(f"localhost:{port}", "m") as client:
         return payloads.make(client, kind)
 
 
