@@ -115,7 +115,18 @@ def batches(split: Split, image_size: int, batch_size: int = 128) -> tf.data.Dat
         lambda image, label: (preprocessing.to_pixels(image, image_size), label),
         num_parallel_calls=tf.data.AUTOTUNE,
     )
-    return images.batch(batch_size).prefetch(tf.data.AUTOTUNE)
+    return untuned(images.batch(batch_size).prefetch(tf.data.AUTOTUNE))
+
+
+def untuned(data: tf.data.Dataset) -> tf.data.Dataset:
+    """The same without tf.data's autotuner, whose iterators may take up to a minute to be deleted.
+
+    Its thread can miss the news that its iterator goes, and then sleeps on to its next turn; seen
+    in one of five deletions on a busy machine. Without it AUTOTUNE means a call a core, 16 at most.
+    """
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return data.with_options(options)
 
 
 # --- TFDS

@@ -54,7 +54,7 @@ class Feed:
         examples = examples.batch(batch, drop_remainder=True)
         if self.memory:
             examples = examples.map(self._look_up, num_parallel_calls=tf.data.AUTOTUNE)
-        return examples.map(
+        examples = examples.map(
             lambda pixels, labels, positions: (
                 augment.augment(
                     preprocessing.to_pixels(pixels, image_size), positions, self.recipe
@@ -62,7 +62,8 @@ class Feed:
                 labels,
             ),
             num_parallel_calls=tf.data.AUTOTUNE,
-        ).prefetch(tf.data.AUTOTUNE)
+        )
+        return dataset.untuned(examples.prefetch(tf.data.AUTOTUNE))
 
     def _remembered(self, step: int, context: tf.distribute.InputContext) -> tf.data.Dataset:
         """Positions of the worker's pictures."""

@@ -13,7 +13,7 @@ from pathlib import Path
 import tensorflow as tf
 
 from pipeline import files
-from pipeline.dataset import Dataset
+from pipeline.dataset import Dataset, untuned
 
 COUNT = 100
 
@@ -42,7 +42,7 @@ def encoded(data: Dataset, count: int) -> Iterator[tuple[bytes, int]]:
     images = (
         data.test.images().take(count).map(lambda image, label: (tf.io.encode_png(image), label))
     )
-    for image, label in images.as_numpy_iterator():
+    for image, label in untuned(images).as_numpy_iterator():
         yield image, int(label)
 
 

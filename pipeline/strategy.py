@@ -19,7 +19,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import tensorflow as tf
 from tensorflow.compiler.xla.tsl.protobuf.coordination_config_pb2 import CoordinatedJob
@@ -127,6 +127,20 @@ def start(name: str, wait_seconds: float = WAIT_SECONDS) -> tf.distribute.Strate
         return STRATEGIES[name](wait_seconds)
     except (ValueError, RuntimeError, tf.errors.OpError) as error:
         raise PipelineError(f"strategy {name} cannot start: {reason(error)}") from error
+
+
+def distribute(
+    strategy: tf.distribute.Strategy,
+    batches: Callable[[tf.distribute.InputContext], tf.data.Dataset],
+) -> Iterator:
+    """What `batches` makes in each worker's context, as batches for the strategy's replicas.
+
+    A single CPU takes them as they are: TensorFlow's iterators that send them to replicas have an
+    autotuner of their own, for which see `dataset.untuned`.
+    """
+    if strategy.num_replicas_in_sync == 1 and "CPU" in strategy.extended.worker_devices[0]:
+        return iter(batches(tf.distribute.InputContext()))
+    return iter(strategy.distribute_datasets_from_function(batches))
 
 
 def is_chief(strategy: tf.distribute.Strategy) -> bool:

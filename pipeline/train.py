@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -32,7 +33,7 @@ from pipeline.feed import Feed
 from pipeline.learner import Batch, Learner
 from pipeline.progress import Progress
 from pipeline.run import Run
-from pipeline.strategy import WAIT_SECONDS, WaitLimit, barrier, is_chief
+from pipeline.strategy import WAIT_SECONDS, WaitLimit, barrier, distribute, is_chief
 
 CHECKPOINT_SECONDS = 300.0
 
@@ -167,10 +168,8 @@ def _batches(strategy: tf.distribute.Strategy, source: Feed, step: int) -> Itera
         (end, recipe.image_size),
     ):
         if step < until:
-            distributed = strategy.distribute_datasets_from_function(
-                lambda context, step=step, size=size: source.batches(step, size, context)
-            )
-            yield from islice(distributed, until - step)
+            batches = distribute(strategy, partial(source.batches, step, size))
+            yield from islice(batches, until - step)
             step = until
 
 

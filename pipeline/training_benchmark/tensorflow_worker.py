@@ -10,6 +10,7 @@ import itertools
 import os
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -61,11 +62,7 @@ def start(settings: dict[str, Any]) -> Data:
     return {
         "synthetic": lambda: steps(itertools.cycle(synthetic)),
         "real": lambda: steps(
-            iter(
-                chosen.distribute_datasets_from_function(
-                    lambda context: source.batches(0, recipe.image_size, context)
-                )
-            )
+            strategy.distribute(chosen, partial(source.batches, 0, recipe.image_size))
         ),
     }
 

@@ -63,6 +63,10 @@ def test_batches_keep_the_order(data):
     assert np.concatenate([y.numpy() for _, y in batches]).tolist() == labels
 
 
+def test_no_autotuner_delays_the_end_of_batches(data):
+    assert dataset.batches(data.test, 28).options().autotune.enabled is False
+
+
 def test_an_unreadable_image_is_named(folder):
     (folder / "red" / "1.jpg").write_bytes(b"not an image")
     with pytest.raises(PipelineError, match=r"red/1\.jpg cannot be read"):

@@ -33,6 +33,12 @@ def test_batches_are_full_endless_and_mixed(data, form):
 
 
 @pytest.mark.parametrize("form", FORMS)
+def test_no_autotuner_delays_the_end_of_batches(data, form):
+    batches = make(data, **FORMS[form]).batches(0, 28)
+    assert batches.options().autotune.enabled is False
+
+
+@pytest.mark.parametrize("form", FORMS)
 def test_a_later_start_sees_what_an_earlier_one_would(data, form):
     source = make(data, **FORMS[form])
     whole = take(source, 14)

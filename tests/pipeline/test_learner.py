@@ -1,3 +1,4 @@
+from functools import partial
 from itertools import islice
 
 import numpy as np
@@ -19,9 +20,7 @@ def learn(data, made: config.Config, steps: int) -> Learner:
     started = strategy.start(made.strategy)
     source = feed.feed(data.train, made)
     built = Learner(made, data.class_names, source.steps_per_epoch, started)
-    batches = started.distribute_datasets_from_function(
-        lambda context: source.batches(0, made.image_size, context)
-    )
+    batches = strategy.distribute(started, partial(source.batches, 0, made.image_size))
     for batch in islice(batches, steps):
         built.learn(batch, [False])
     return built

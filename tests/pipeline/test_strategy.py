@@ -192,6 +192,16 @@ def test_one_process_is_its_own_chief(name):
     strategy.barrier(started)
 
 
+@pytest.mark.parametrize("name", ["one", "mirrored"])
+def test_a_single_cpu_takes_batches_as_they_are(name):
+    numbers = tf.data.Dataset.range(3)
+    started = strategy.start(name)
+    batches = strategy.distribute(started, lambda context: numbers)
+    assert started.num_replicas_in_sync == 1
+    assert not isinstance(batches, tf.distribute.DistributedIterator)
+    assert [int(started.run(lambda x: x + 1, (batch,))) for batch in batches] == [1, 2, 3]
+
+
 def test_the_wait_limit_ends_what_hangs_and_nothing_else():
     code = (
         "import time\nfrom pipeline.strategy import WaitLimit\n"
