@@ -147,7 +147,7 @@ canary-rollback: $(READY) ## on the cluster, send every call to stable
 	@$(TRACKS) rollback && $(APPLY_TRACKS)
 
 test: lint ## linters, type checks and all tests but the slow ones
-	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: $(READY) ## the slow tests: whole trainings, and comparisons with PyTorch if installed
 	@$(BIN)/python -m pytest -m slow

@@ -1,7 +1,10 @@
 """Small real things that tests share: images, a trained run, a model repository, a server."""
 
+import fcntl
 import os
+import shutil
 import signal
+import tempfile
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
@@ -17,6 +20,7 @@ import tensorflow as tf
 from tfs_client import Client
 
 from pipeline import config, dataset, evaluate, export, local_server, publish, strategy, train
+from pipeline import run as runs
 from pipeline.dataset import Dataset
 from pipeline.run import Run
 
@@ -42,16 +46,37 @@ def colour_image(name: str, seed: int) -> np.ndarray:
 
 
 @pytest.fixture(scope="session")
-def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data set: three colours, JPEG and PNG."""
-    folder = tmp_path_factory.mktemp("images") / "colours"
-    for name in COLOURS:
-        (folder / name).mkdir(parents=True)
-        for i in range(IMAGES_PER_CLASS):
-            suffix, encode = ("jpg", tf.io.encode_jpeg) if i % 2 else ("png", tf.io.encode_png)
-            data = encode(colour_image(name, i)).numpy()
-            (folder / name / f"{i}.{suffix}").write_bytes(data)
-    return folder
+def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Fill a folder in the first testing process that asks; the others wait and share it."""
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+
+    def shared(name: str, fill: Callable[[Path], object]) -> Path:
+        with (root / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not (root / name).exists():
+                partial = Path(tempfile.mkdtemp(dir=root))
+                fill(partial)
+                partial.rename(root / name)
+        return root / name
+
+    return shared
+
+
+@pytest.fixture(scope="session")
+def image_folder(once: Callable[..., Path]) -> Path:
+    """A data set: three colours, JPEG and PNG; nobody changes it."""
+
+    def fill(folder: Path) -> None:
+        for name in COLOURS:
+            (folder / "colours" / name).mkdir(parents=True)
+            for i in range(IMAGES_PER_CLASS):
+                suffix, encode = ("jpg", tf.io.encode_jpeg) if i % 2 else ("png", tf.io.encode_png)
+                data = encode(colour_image(name, i)).numpy()
+                (folder / "colours" / name / f"{i}.{suffix}").write_bytes(data)
+
+    return once("images", fill) / "colours"
 
 
 @pytest.fixture(scope="session")
@@ -74,16 +99,21 @@ def train_once(recipe: config.Config, data: Dataset, root: Path) -> Run:
 
 
 @pytest.fixture(scope="session")
-def run(recipe: config.Config, data: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A trained and evaluated run."""
-    trained = train_once(recipe, data, tmp_path_factory.mktemp("runs"))
-    evaluate.evaluate(trained, data)
-    return trained
+def run(
+    once: Callable[..., Path],
+    recipe: config.Config,
+    data: Dataset,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Run:
+    """A trained and evaluated run, in a folder of this process."""
+    trained = once("trained", lambda root: evaluate.evaluate(train_once(recipe, data, root), data))
+    return runs.latest(shutil.copytree(trained, tmp_path_factory.mktemp("trained") / "runs"))
 
 
 @pytest.fixture(scope="session")
-def exported(run: Run) -> Path:
-    return export.export(run)
+def exported(once: Callable[..., Path], run: Run) -> Path:
+    made = once("exported", lambda root: shutil.copytree(export.export(run), root / "export"))
+    return shutil.copytree(made / "export", run.export, dirs_exist_ok=True)
 
 
 @pytest.fixture(scope="session")

@@ -37,7 +37,7 @@ def bench(folder: Path, command: str = SERVER) -> Bench:
     return Bench(command, {}, lambda client: payloads.make(client)[:1], 0.2, folder, said.append)
 
 
-@pytest.mark.slow  # .ci/run tunes too
+@pytest.mark.slow
 def test_the_best_setting_is_found_and_beats_what_nobody_tuned(tmp_path, monkeypatch):
     monkeypatch.setattr(tune, "AXES", (lambda *at: list(tune._sizes(*at))[:2],))  # 8 and 16
     made = bench(tmp_path)

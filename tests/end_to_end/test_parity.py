@@ -74,8 +74,12 @@ def test_the_pixels_are_equal(run, files, offline):
     together, valid = preprocessing.decode_batch(encoded, run.config.image_size)
     assert valid.numpy().all()
     np.testing.assert_array_equal(together, offline[0])
-    alone = [preprocessing.decode_batch(row[tf.newaxis], run.config.image_size) for row in encoded]
-    np.testing.assert_array_equal(np.concatenate([pixels for pixels, _ in alone]), offline[0])
+    in_graph = tf.function(
+        lambda row: preprocessing.decode_batch(row, run.config.image_size)[0],
+        input_signature=[tf.TensorSpec([None], tf.string)],
+    )
+    alone = [in_graph(row[tf.newaxis]) for row in encoded]
+    np.testing.assert_array_equal(np.concatenate(alone), offline[0])
 
 
 def test_the_export_and_the_client_agree_with_evaluation(run, exported, client, files, offline):
