@@ -121,8 +121,9 @@ def batches(split: Split, image_size: int, batch_size: int = 128) -> tf.data.Dat
 def untuned(data: tf.data.Dataset) -> tf.data.Dataset:
     """The same without tf.data's autotuner, whose iterators may take up to a minute to be deleted.
 
-    Its thread can miss the news that its iterator goes, and then sleeps on to its next turn; seen
-    in one of five deletions on a busy machine. Without it AUTOTUNE means a call a core, 16 at most.
+    Its thread can miss the news that its iterator goes, and then sleeps on to its next turn (a
+    race in Model::OptimizeLoop; docs/training.md has how often it was seen). Without it AUTOTUNE
+    means a call a core, 16 at most.
     """
     options = tf.data.Options()
     options.autotune.enabled = False

@@ -221,7 +221,10 @@ class Servable:
             return
         records, started, status = 0, time.perf_counter(), "OK"
         try:
-            for record in tf.data.TFRecordDataset(str(file)).take(MAX_WARM_UP_RECORDS):
+            recorded = tf.data.TFRecordDataset(str(file)).take(MAX_WARM_UP_RECORDS)
+            untuned = tf.data.Options()
+            untuned.autotune.enabled = False  # its thread may sleep on when the last record is read
+            for record in recorded.with_options(untuned):
                 records += 1
                 self._replay(prediction_log_pb2.PredictionLog.FromString(record.numpy()))
         except Exception as error:
