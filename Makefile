@@ -81,11 +81,11 @@ evaluate: $(READY) ## measure the newest run (or RUN) on its test split
 export: evaluate publish ## evaluate, export and publish the newest run (or RUN)
 
 validate: $(READY) ## the gate: judge the newest export (or RUN's) on a server; GATE="--floor 0.9 …"
-	@$(PIPELINE) validate $(RUN_FLAG) $(MIRROR_FLAG) $(GATE)
+	@$(PIPELINE) validate $(RUN_FLAG) $(DATA_FLAGS) $(GATE)
 
 publish: $(READY) ## export and publish the newest run (or RUN), if the gate lets it pass or FORCE=reason
 	@$(PIPELINE) export $(RUN_FLAG) $(DATA_FLAGS) $(if $(PRECISION),--precision $(PRECISION))
-	@$(PIPELINE) validate $(RUN_FLAG) $(MIRROR_FLAG) $(GATE) || test $$? -eq 1 -a -n "$(FORCE)"
+	@$(PIPELINE) validate $(RUN_FLAG) $(DATA_FLAGS) $(GATE) || test $$? -eq 1 -a -n "$(FORCE)"
 	@$(PIPELINE) publish $(RUN_FLAG) $(FORCE_FLAG)
 
 promote: $(READY) ## give VERSION the LABEL stable or canary, on the server at ADDRESS if named

@@ -94,10 +94,13 @@ def validate(options: Namespace) -> int:
     from pipeline import dataset, validate
 
     loaded: dataset.Dataset | PipelineError
+    name = options.dataset or chosen.config.dataset
     try:
-        loaded = dataset.load(chosen.config.dataset, options.data_dir, options.mirror)
-    except PipelineError as error:  # imported weights come without their data
-        loaded = error
+        loaded = dataset.load(name, options.data_dir, options.mirror)
+    except PipelineError as error:
+        if options.dataset:
+            raise
+        loaded = error  # imported weights come without their data
     verdict = validate.validate(
         chosen, loaded, options.repository, thresholds, options.server_command
     )
@@ -286,7 +289,7 @@ STAGES = {
     evaluate: ("--run", "--runs", "--data-dir", "--mirror"),
     export: ("--run", "--runs", "--precision", *_DATA),
     validate: (
-        *("--run", "--runs", "--data-dir", "--mirror", "--repository"),
+        *("--run", "--runs", *_DATA, "--repository"),
         *("--floor", "--margin", "--latency-ratio", "--memory-ratio", "--images"),
         "--server-command",
     ),

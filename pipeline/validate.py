@@ -305,7 +305,8 @@ def _accuracy(subject: _Subject, servers: _Servers) -> Iterator[Check]:
     floor = subject.thresholds.floor_of(len(subject.run.class_names))
     no_data = _no_data(subject)
     if no_data:
-        detail = f"not measured: {no_data}; `publish --force` does without"
+        words = "name its images with --dataset, or `publish --force` does without"
+        detail = f"not measured: {no_data}; {words}"
         yield Check("accuracy", False, None, f"≥ {floor:.4f}", detail)
         return
     assert isinstance(subject.data, Dataset)

@@ -18,6 +18,7 @@ import tensorflow as tf
 from tfs_client.bench import servers
 
 from pipeline import export, files, local_server, promote, publish, validate
+from pipeline import run as runs
 from pipeline.errors import PipelineError
 from pipeline.run import Run
 from pipeline.verdict import Check, Thresholds, Verdict
@@ -124,6 +125,30 @@ def test_a_good_export_is_blessed_against_the_stable_version(run, exported, repo
         assert f"\n{name} " in done.stdout
 
 
+def test_imported_weights_are_judged_on_the_images_that_are_named(
+    run, exported, image_folder, tmp_path, command
+):
+    """Nothing in such a run says what its classes look like."""
+    imported = in_run(run, tmp_path / "imported", exported)
+    record = json.loads((run.path / runs.RECORD).read_text())
+    record["config"]["dataset"] = "googlenet"
+    files.write_json(imported.path / runs.RECORD, record)
+    imported.weights.touch()
+
+    def judged(dataset: object) -> subprocess.CompletedProcess[str]:
+        place = ("--run", imported.path, "--repository", tmp_path)
+        return command("pipeline", "validate", *place, "--dataset", dataset)
+
+    done = judged("nope_not_there")
+    assert done.returncode == 2
+    assert "unknown dataset 'nope_not_there'" in done.stderr
+    done = judged(image_folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    checks = json.loads(imported.validation.read_text())["checks"]
+    (accuracy,) = [check["measured"] for check in checks if check["check"] == "accuracy"]
+    assert accuracy == json.loads(run.evaluation.read_text())["accuracy"]
+
+
 def test_a_slow_and_worse_export_is_refused_for_each(
     run, data, repository, bad_repository, tmp_path
 ):
@@ -198,7 +223,8 @@ def test_answers_that_are_not_the_exports_are_refused_and_no_data_too(
     assert golden.startswith("golden answers: difference: ")
     assert "serving_default served and offline: classes" in golden
     assert accuracy == (
-        "accuracy: not measured: no images: fetch them; `publish --force` does without"
+        "accuracy: not measured: no images: fetch them; "
+        "name its images with --dataset, or `publish --force` does without"
     )
     assert checks_of(found)["latency"].detail.endswith("; no stable version yet")
     assert found.server == command
