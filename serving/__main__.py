@@ -83,7 +83,7 @@ def serve(flags: argparse.Namespace, stop: threading.Event) -> None:
         return
     if flags.model_config_file and flags.model_config_file_poll_wait_seconds:
         seconds = flags.model_config_file_poll_wait_seconds
-        follow(repository, flags.model_config_file, seconds, stop, models)
+        follow(repository, flags.model_config_file, seconds, stop)
     server, port = grpc_api.start_server(repository, metrics, options)
     logging.info("Running gRPC ModelServer at 0.0.0.0:%d ...", port)
     rest = None
@@ -116,9 +116,10 @@ def _models(flags: argparse.Namespace):
     from serving.errors import ConfigError, ServingError
 
     if flags.model_config_file:
-        return models_config.read(flags.model_config_file)
+        return models_config.read(flags.model_config_file) or []
+    path = Path(flags.model_base_path.removeprefix("file://"))
     try:
-        return [models_config.ModelConfig(flags.model_name, Path(flags.model_base_path))]
+        return [models_config.ModelConfig(flags.model_name, path)]
     except ServingError as error:
         raise ConfigError(f"--model_base_path: {error}") from error
 
@@ -131,7 +132,7 @@ def _loader(flags: argparse.Namespace, metrics):
     from serving import batching
     from serving.engine import Servable, Settings
 
-    parameters = batching.BatchingParameters() if flags.enable_batching else None
+    parameters = batching.DEFAULTS if flags.enable_batching else None
     if flags.batching_parameters_file:
         parameters = batching.read(flags.batching_parameters_file)
     intra = flags.tensorflow_intra_op_parallelism or flags.tensorflow_session_parallelism
@@ -147,7 +148,7 @@ def _loader(flags: argparse.Namespace, metrics):
 
     def load(name: str, version: int, path: Path) -> Servable:
         own = parameters
-        if parameters and flags.enable_per_model_batching_params:
+        if parameters and flags.enable_per_model_batching_parameters:
             own = batching.for_model(path, parameters)
         check = flags.enable_signature_method_name_check
         servable = Servable(name, version, path, Settings(own, session, check, metrics))

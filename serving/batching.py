@@ -107,6 +107,10 @@ class BatchingParameters:
         return self.num_batch_threads or cpus()
 
 
+# Of --enable_batching without a file (model_servers/server.cc).
+DEFAULTS = BatchingParameters(thread_pool_name="model_server_batch_threads")
+
+
 def read(path: Path) -> BatchingParameters:
     """Parameters from a file in TensorFlow Serving's text format.
 
@@ -119,6 +123,8 @@ def read(path: Path) -> BatchingParameters:
         repeated = given.name == "allowed_batch_sizes"
         values[given.name] = tuple(value) if repeated else getattr(value, "value", value)
     try:
+        if values.get("num_batch_threads") == 0:
+            raise ConfigError("num_batch_threads is 0: leave it out for one per CPU")
         return BatchingParameters(**values)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
@@ -158,7 +164,7 @@ _tasks: dict[int, _Task] = {}
 
 
 class Batcher:
-    """A session's runs, merged; each set of fetches has a queue of its own."""
+    """A session's runs, merged; each signature has a queue of its own."""
 
     def __init__(self, run: Run, parameters: BatchingParameters, metrics: Metrics) -> None:
         self._run = run

@@ -5,7 +5,7 @@ The rules of what is accepted, and the words of what is refused, are TensorFlow 
 """
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -35,7 +35,7 @@ PREDICT, CLASSIFY, REGRESS = (
     f"tensorflow/serving/{method}" for method in ("predict", "classify", "regress")
 )
 WARM_UP_FILE = "assets.extra/tf_serving_warmup_requests"
-MAX_WARM_UP_RECORDS = 1000
+MAX_WARM_UP_RECORDS = 1000  # servables/tensorflow/saved_model_warmup_util.cc
 
 
 class Label(NamedTuple):
@@ -80,6 +80,7 @@ class _Signature:
             for alias, info in sorted(definition.inputs.items())
         ]
         self.outputs = {alias: info.name for alias, info in sorted(definition.outputs.items())}
+        self.tensors = frozenset(x.tensor for x in self.inputs), frozenset(self.outputs.values())
         self.defaults = {
             alias: tensors.from_proto(alias, proto) for alias, proto in definition.defaults.items()
         }
@@ -113,12 +114,11 @@ class Servable:
         self._check_method_names = settings.check_method_names
         session = Session(path, settings.session)
         self._signatures = {key: _Signature(x) for key, x in session.signatures.items()}
-        self._batched = settings.batching is not None
-        self._run: Callable[..., list[np.ndarray]] = (
-            Batcher(session.run, settings.batching, self._metrics)
-            if settings.batching
-            else lambda feeds, fetches, _: session.run(feeds, fetches)
+        self._session_run = session.run
+        self._batcher = (
+            Batcher(session.run, settings.batching, self._metrics) if settings.batching else None
         )
+        self._merged = {signature.tensors for signature in self._signatures.values()}
 
     def signature_definitions(self) -> dict[str, meta_graph_pb2.SignatureDef]:
         """Every signature's definition, as saved."""
@@ -147,7 +147,7 @@ class Servable:
         if key not in self._signatures:
             raise failed_precondition(f'Serving signature key "{key}" not found.')
         called = self._signatures[key]
-        self._check_method(called, "prediction", PREDICT, CLASSIFY, REGRESS)
+        self._check_method(called, "prediction", Code.INTERNAL, PREDICT, CLASSIFY, REGRESS)
         feeds = self._feeds(called, inputs)
         _check_filter(output_filter, called.outputs)
         names = output_filter or called.outputs
@@ -221,12 +221,17 @@ class Servable:
             return
         records, started, status = 0, time.perf_counter(), "OK"
         try:
-            recorded = tf.data.TFRecordDataset(str(file)).take(MAX_WARM_UP_RECORDS)
+            recorded = tf.data.TFRecordDataset(str(file))
             untuned = tf.data.Options()
             untuned.autotune.enabled = False  # its thread may sleep on when the last record is read
             for record in recorded.with_options(untuned):
                 records += 1
                 self._replay(prediction_log_pb2.PredictionLog.FromString(record.numpy()))
+                if records > MAX_WARM_UP_RECORDS:
+                    raise invalid_argument(
+                        "Number of warmup records exceeds the maximum "
+                        f"({MAX_WARM_UP_RECORDS}) at {file}"
+                    )
         except Exception as error:
             status = translate(error).code.name
             raise
@@ -249,7 +254,7 @@ class Servable:
             self.regress(tensors.examples(asked.input), asked.model_spec.signature_name)
         elif kind == "multi_inference_log":
             self.multi_inference(log.multi_inference_log.request)
-        else:
+        elif kind == "session_run_log":
             raise ServingError(Code.UNIMPLEMENTED, f"Unsupported log_type for warmup: {kind}")
 
     def multi_inference(self, request, deadline: float | None = None) -> list:
@@ -289,8 +294,13 @@ class Servable:
     ) -> list[np.ndarray]:
         if deadline is not None and time.monotonic() >= deadline:
             raise ServingError(Code.DEADLINE_EXCEEDED, "the deadline passed before it was computed")
+        # Only requests for all outputs of a signature are merged; one that filters them runs alone,
+        # as in TensorFlow Serving (batching/batching_session.cc, InternalRun).
+        merged = (frozenset(feeds), frozenset(fetches)) in self._merged
         with aside():
-            return self._run(feeds, fetches, deadline)
+            if self._batcher and merged:
+                return self._batcher(feeds, fetches, deadline)
+            return self._session_run(feeds, fetches)
 
     def _feeds(self, signature: _Signature, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Values by tensor name, with the signature's defaults for what is not sent."""
@@ -315,7 +325,7 @@ class Servable:
         if given == expected:
             return
         names = [types_pb2.DataType.Name(dtype)[3:].lower() for dtype in (expected, given)]
-        if self._batched:  # TensorFlow Serving finds out when it merges the batch
+        if self._batcher:  # TensorFlow Serving finds out when it merges the batch
             raise ServingError(
                 Code.INTERNAL,
                 "Tensor concat operation failed: INVALID_ARGUMENT: Cannot concatenate tensors that "
@@ -325,11 +335,12 @@ class Servable:
             f"Expects arg[{position}] to be {names[0]} but {names[1]} is provided"
         )
 
-    def _check_method(self, signature: _Signature, what: str, *allowed: str) -> None:
+    def _check_method(self, signature: _Signature, what: str, code: Code, *allowed: str) -> None:
         name = signature.definition.method_name
         if self._check_method_names and name not in allowed:
-            raise invalid_argument(
-                f"Expected {what} signature method_name to be {' or '.join(allowed)}. Was: {name}"
+            raise ServingError(
+                code,
+                f"Expected {what} signature method_name to be {' or '.join(allowed)}. Was: {name}",
             )
 
     def _example_signature(self, name: str, what: str, method: str) -> _Signature:
@@ -338,7 +349,7 @@ class Servable:
         if key not in self._signatures:
             raise invalid_argument(f"No signature was found with the name: {key}")
         signature = self._signatures[key]
-        self._check_method(signature, what, method)
+        self._check_method(signature, what, Code.INVALID_ARGUMENT, method)
         if len(signature.inputs) != 1:
             raise invalid_argument(f"Expected one input Tensor, not {len(signature.inputs)}.")
         if signature.inputs[0].alias != INPUTS:

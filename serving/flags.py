@@ -30,6 +30,7 @@ _MEANINGLESS = {
     "num_tflite_pools": "there is no TensorFlow Lite here",
     "num_tflite_interpreters_per_pool": "there is no TensorFlow Lite here",
     "xla_cpu_compilation_enabled": "graphs run as they are",
+    "xla_gpu_compilation_enabled": "this server is for CPUs",
     "enable_profiler": "there is no profiler service",
     "thread_pool_factory_config_file": "there is one thread pool",
     "skip_initialize_tpu": "this server is for CPUs",
@@ -71,7 +72,7 @@ def _channel_arguments(text: str) -> list[tuple[str, int | str]]:
 
 
 _count = _whole
-_micros = functools.partial(_whole, most=2**63 - 1)
+_micros = functools.partial(_whole, least=-(2**63), most=2**63 - 1)
 _port = functools.partial(_whole, most=65535)
 _positive = functools.partial(_whole, least=1)
 
@@ -93,23 +94,24 @@ def _parser() -> _Parser:
     add("--grpc_channel_arguments", type=_channel_arguments, default=[], help="name=value,…")
     add("--rest_api_port", type=_port, default=0, help="of the REST API; 0: none")
     add("--rest_api_num_threads", type=_positive, default=4 * (os.cpu_count() or 1))
-    add("--rest_api_timeout_in_ms", type=_positive, default=30_000)
+    add("--rest_api_timeout_in_ms", type=_count, default=30_000, help="0: no limit")
     text = "largest REST request, also when unpacked; this server's own flag"
     add("--rest_api_max_body_bytes", type=_positive, default=256 * 2**20, help=text)
     add_switch("--rest_api_enable_cors_support", "let web pages of any site call the REST API")
     add("--model_name", default="default", help="name of the one model served")
     add("--model_base_path", help="directory that holds its version directories; absolute")
-    add("--model_config_file", type=Path, help="models.config, in place of the two flags above")
+    text = "models.config: the two flags above are then ignored"
+    add("--model_config_file", type=Path, help=text)
     add("--model_config_file_poll_wait_seconds", type=_count, default=0, help="0: read it once")
     text = "let a label be for a version that is not loaded yet, if it was for no other"
     add_switch("--allow_version_labels_for_unavailable_models", text)
     add_switch("--enable_batching", "merge concurrent requests into batches")
     add("--batching_parameters_file", type=Path, help="batching.config")
     text = "batch only versions with a batching_params.pbtxt, by that file"
-    add_switch("--enable_per_model_batching_params", text)
+    add_switch("--enable_per_model_batching_parameters", text)
     add("--file_system_poll_wait_seconds", type=_count, default=1, help="0: look once")
     add("--max_num_load_retries", type=_count, default=5)
-    add("--load_retry_interval_micros", type=_micros, default=60_000_000)
+    add("--load_retry_interval_micros", type=_micros, default=60_000_000, help="below 0: none")
     add_switch("--enable_model_warmup", "replay a version's warm-up requests first", True)
     add_switch("--enable_signature_method_name_check", "hold signatures to their method names")
     add_switch("--enable_serialization_as_tensor_content", "pack the numbers of answers")
@@ -149,9 +151,12 @@ def _nearest(parser: argparse.ArgumentParser, given: str) -> str:
 
 
 def _check_together(parser: argparse.ArgumentParser, flags: argparse.Namespace) -> None:
-    if bool(flags.model_base_path) == bool(flags.model_config_file):
+    if not flags.model_base_path and not flags.model_config_file:
         parser.error("give either --model_base_path or --model_config_file")
-    for name in ("batching_parameters_file", "enable_per_model_batching_params"):
+    parallelism = ("session", "intra_op", "inter_op")
+    if all(getattr(flags, f"tensorflow_{name}_parallelism") for name in parallelism):
+        parser.error("--tensorflow_session_parallelism stands for both of the others: leave it out")
+    for name in ("batching_parameters_file", "enable_per_model_batching_parameters"):
         if getattr(flags, name) and not flags.enable_batching:
             parser.error(f"--{name} needs --enable_batching")
     if flags.rest_api_port == flags.port:

@@ -250,7 +250,7 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
     def MultiInference(
         self, request: inference_pb2.MultiInferenceRequest, deadline: float | None
     ) -> Message:
-        if not request.tasks or not request.tasks[0].model_spec.name:
+        if not request.tasks:
             raise invalid_argument("ModelSpec has no name specified.")
         with _servable(self._repository, request.tasks[0]) as servable:
             answers = servable.multi_inference(request, deadline)
@@ -315,6 +315,8 @@ def _servable(repository: Repository, request):
     if not request.HasField("model_spec"):
         raise invalid_argument("Missing ModelSpec")
     spec = request.model_spec
+    if not spec.name:
+        raise invalid_argument("ModelSpec has no name specified.")
     return repository.servable(spec.name, _version(spec), _label(spec))
 
 

@@ -20,7 +20,9 @@ _MAX_UINT64 = 2**64 - 1
 # Only such numbers can overflow a double, or be integers that none of the dtypes hold. Looking for
 # them is cheap; reading every number of a body by a function of ours is not.
 _NEEDS_CARE = re.compile(r"[eE]\+?\d{3}|\d{20}")
-
+# RapidJSON reads Inf and -NaN too. A string that does not end is one, so that it is read once.
+_SPELLINGS = re.compile(r'"(?:[^"\\]|\\.)*+"?|-NaN|Inf(?:inity)?')
+_SPELLED_OUT = {"Inf": "Infinity", "-NaN": "NaN"}
 
 _TYPE_NAMES = {
     type(None): "Null",
@@ -74,7 +76,10 @@ def parse(data: bytes) -> dict[str, Any]:
         raise invalid_argument("JSON Parse error: The document is empty")
     decoder = _CAREFUL if _NEEDS_CARE.search(text) else _FAST
     try:
-        value, _ = decoder.raw_decode(text, start)
+        try:
+            value, _ = decoder.raw_decode(text, start)
+        except json.JSONDecodeError:
+            value, _ = decoder.raw_decode(_SPELLINGS.sub(_spell_out, text), start)
     except json.JSONDecodeError as error:
         raise invalid_argument(f"JSON Parse error: {error.msg} at offset: {error.pos}") from error
     except RecursionError as error:
@@ -82,6 +87,10 @@ def parse(data: bytes) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise refused(value, "Is not object")
     return value
+
+
+def _spell_out(match: re.Match[str]) -> str:
+    return _SPELLED_OUT.get(match[0], match[0])
 
 
 def signature_name(body: dict[str, Any]) -> str:

@@ -57,13 +57,18 @@ class ModelConfig:
         return found[-(self.policy.latest.num_versions or 1) :]
 
 
-def read(path: Path) -> list[ModelConfig]:
-    """The models of a file; none is a server that waits to be told.
+def read(path: Path) -> list[ModelConfig] | None:
+    """The models of a file; None where it says nothing: a server that waits to be told.
 
     Raises:
         ConfigError: no such file, not in that format, or a model that cannot be served.
     """
     message = config_files.parse(path, model_server_config_pb2.ModelServerConfig())
+    kind = message.WhichOneof("config")
+    if kind is None:
+        return None
+    if kind != "model_config_list":
+        raise ConfigError(f"{path}: {kind} cannot be served; list the models in model_config_list")
     try:
         models = from_messages(message.model_config_list.config)
         check_platforms(models, {})
@@ -84,9 +89,14 @@ def from_messages(configs: Iterable[model_server_config_pb2.ModelConfig]) -> lis
             raise invalid_argument(
                 f"Illegal to list model {config.name} multiple times in config list"
             )
+        if config.model_type and config.model_platform:
+            raise invalid_argument(
+                "Illegal setting both ModelServerConfig::model_type (deprecated) and "
+                f"ModelServerConfig::model_platform, model name is {config.name}"
+            )
         models[config.name] = ModelConfig(
             config.name,
-            Path(config.base_path),
+            Path(config.base_path.removeprefix("file://")),
             config.model_version_policy,
             dict(config.version_labels),
             config.model_platform or _DEPRECATED_TYPES.get(config.model_type, ""),

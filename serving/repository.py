@@ -95,6 +95,7 @@ class Repository:
                 other.
         """
         self._models = {model.name: _Model(model) for model in models}
+        self._gone: dict[str, _Model] = {}  # what is served no longer still has a status
         self._allow_unavailable = allow_unavailable
         self._load = load
         self._polling = polling
@@ -152,7 +153,7 @@ class Repository:
             ServingError: NOT_FOUND for the model or version.
         """
         with self._lock:
-            model = self._models.get(name)
+            model = self._models.get(name) or self._gone.get(name)
             if model is None or not model.versions:
                 raise not_found(f"Could not find any versions of model {name}")
             if version is None:
@@ -166,8 +167,8 @@ class Repository:
 
         Args:
             models: to serve.
-            deadline: by time.monotonic(), until which to wait for models that do not serve yet;
-                None does not wait.
+            deadline: by time.monotonic(), until which to wait for models that were not served
+                before; None does not wait.
 
         Raises:
             ServingError: FAILED_PRECONDITION, a label is for a version that is not available;
@@ -181,19 +182,21 @@ class Repository:
                 return
             for config in models:
                 self._check_labels(config)
-            named = {config.name for config in models}
-            gone = [model for name, model in self._models.items() if name not in named]
-            known, self._models = self._models, {}
+            known = self._gone | self._models
+            self._models = {
+                config.name: known.pop(config.name, _Model(config)) for config in models
+            }
+            self._gone = known
             for config in models:
-                self._models[config.name] = known.get(config.name, _Model(config))
                 self._models[config.name].config = config
         log.info("serving %s as newly configured", ", ".join(config.name for config in models))
-        for model in gone:
+        for model in self._gone.values():
             self._unload_all_but(model, [])
+        new = [config.name for config in models if config.name not in served]
         if deadline is None:
             self.poll()
         else:
-            self._wait_for([config.name for config in models], deadline)
+            self._wait_for(new, deadline)
 
     def _wait_for(self, names: list[str], deadline: float | None = None) -> None:
         """Look again and again until every model serves, as TensorFlow Serving does.
@@ -235,9 +238,10 @@ class Repository:
             wanted = model.config.wanted(sorted(found))
             for number in wanted:
                 self._load_if_due(model, number, found[number])
-            # The old version serves until a new one can.
-            if not wanted or any(version.number in wanted for version in model.available()):
-                self._unload_all_but(model, wanted)
+            available = [version.number for version in model.available()]
+            if wanted and not set(wanted) & set(available):
+                wanted = wanted + available  # the old version serves until a new one can
+            self._unload_all_but(model, wanted)
         if self._garbage:
             # TensorFlow's functions are in reference cycles, and their weights with them.
             self._garbage = False
@@ -319,8 +323,11 @@ class Repository:
 
     def _unload_all_but(self, model: _Model, wanted: list[int]) -> None:
         with self._lock:
-            for version in model.available():
-                if version.number not in wanted:
+            for version in model.versions.values():
+                if version.number in wanted:
+                    continue
+                version.failures, version.next_try = 0, 0.0  # if it comes back, it is another
+                if version.state is State.AVAILABLE:
                     version.state = State.UNLOADING
                     self._end_if_idle(model.config.name, version)
 
@@ -332,7 +339,7 @@ class Repository:
 
     def _hopeless(self, model: _Model) -> list[str]:
         """What cannot be loaded of a model all of whose versions failed, and why."""
-        failed = [version for version in model.versions.values() if version.error]
+        failed = [version for version in model.versions.values() if version.failures]
         if any(version.failures <= self._polling.load_retries for version in failed):
             return []
         return [
@@ -348,28 +355,27 @@ def follow(
     file: Path,
     seconds: float,
     stop: threading.Event,
-    applied: list[ModelConfig],
 ) -> None:
     """Let a repository serve what models.config says, as it changes; a mistake in it is logged.
 
-    Only a change is applied: what a client has configured meanwhile stays until then.
+    The file's word is the last: what a client has configured meanwhile ends at the next look.
 
     Args:
         repository: to be told.
         file: to look at.
         seconds: between two looks.
         stop: ends it.
-        applied: what the file said when it was last applied.
     """
 
     def watch() -> None:
-        last, complaint = applied, ""
+        complaint = ""
         while not stop.wait(seconds):
             try:
                 models = models_config.read(file)
-                if models != last:
-                    repository.reload(models)
-                last, complaint = models, ""
+                if models is None:
+                    raise ConfigError("it says nothing")
+                repository.reload(models)
+                complaint = ""
             except (ConfigError, ServingError) as error:
                 if str(error) != complaint:  # said once, not every second
                     log.error("%s is not followed: %s", file, error)

@@ -45,6 +45,8 @@ _PATHS = {
     ),
     "GET": re.compile(rf"(?i)/v1/models(?:/(?P<model>[^/:]+))?{_VERSION}(?:/(?P<part>metadata))?"),
 }
+# A path, its query and its fragment in RFC 3986's characters; libevent refuses others.
+_URI = re.compile(r"(?:[\w.~!$&'()*+,;=:@/?#-]|%[0-9A-Fa-f]{2})*", re.ASCII)
 _METHODS = {"GET", "POST", "HEAD", "PUT", "DELETE", "OPTIONS", "PATCH"}
 _CORS_HEADERS = {
     "Access-Control-Allow-Origin": "*",
@@ -106,7 +108,11 @@ class _Application:
         path = uri.partition("?")[0]
         if request.method not in _METHODS:
             return _page(501, "Not Implemented")
+        if not _URI.fullmatch(uri):
+            return _page(400, "Bad Request")
         if self.metrics_path and path == self.metrics_path:
+            if uri != path:
+                return Response(f"Unexpected path: {uri}. Should be {path}", 400)
             return Response(self.metrics.page(), content_type=_TEXT)
         if not uri.lower().startswith("/v1/"):
             return _page(404, "Not Found")

@@ -91,7 +91,12 @@ class _Compiled:
 
     def __call__(self, *values: np.ndarray) -> list[np.ndarray]:
         outputs = self._run(*values)
-        return [outputs[position] for position in self._order]
+        return [_array(outputs[position]) for position in self._order]
+
+
+def _array(value: np.ndarray | bytes) -> np.ndarray:
+    """TensorFlow gives a scalar string as bytes."""
+    return np.array(value, object) if isinstance(value, bytes) else value
 
 
 def _read_signatures(path: Path) -> dict[str, meta_graph_pb2.SignatureDef]:

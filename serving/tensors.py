@@ -72,7 +72,7 @@ def _from_proto(proto: tensor_pb2.TensorProto) -> np.ndarray:
         return np.frombuffer(proto.tensor_content, dtype).reshape(shape)
     given = getattr(proto, field)
     if proto.dtype in _HALVES:
-        values = np.array(given, np.uint16).view(dtype)
+        values = np.array(given).astype(np.uint16).view(dtype)
     elif proto.dtype in _COMPLEX_PARTS:
         values = np.array(given, _COMPLEX_PARTS[proto.dtype]).view(dtype)
     else:

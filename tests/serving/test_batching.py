@@ -46,6 +46,7 @@ def test_every_field_is_taken(tmp_path):
     ("text", "words"),
     [
         ("max_batch_size { value: 0 }", "max_batch_size is 0"),
+        ("num_batch_threads { value: 0 }", "num_batch_threads is 0"),
         ("max_batch_size { value: 9999999999 }", "max_batch_size is 9999999999"),
         ("batch_timeout_micros { value: -1 }", "batch_timeout_micros is -1"),
         ("\udcff", "batching.config"),

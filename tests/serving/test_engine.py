@@ -7,6 +7,7 @@ import numpy as np
 import psutil
 import pytest
 import tensorflow as tf
+from tensorflow_serving.apis import prediction_log_pb2
 
 from serving.batching import BatchingParameters
 from serving.engine import Servable, Settings
@@ -95,6 +96,35 @@ def test_batching_refuses_scalars(add_version):
         servable.predict({"x": np.float32(1)})
 
 
+def test_a_request_that_filters_outputs_is_not_merged(add_version):
+    servable = Servable("affine", 1, add_version(1), Settings(BATCHING))
+    many = {"a": np.ones((20, 1), np.float32), "b": np.ones(20, np.int64)}
+    assert servable.predict(many, "pair", ["sums"])["sums"].tolist() == [2] * 20
+    with pytest.raises(tf.errors.InvalidArgumentError, match="size 20"):
+        servable.predict(many, "pair", ["sums", "products"])
+
+
+def test_a_scalar_string_is_an_array_too(tmp_path):
+    module = tf.Module()
+    module.same = tf.function(
+        lambda text: {"text": text}, input_signature=[tf.TensorSpec([], tf.string, "text")]
+    )
+    tf.saved_model.save(module, str(tmp_path / "1"), signatures=module.same)
+    outputs = Servable("same", 1, tmp_path / "1").predict({"text": np.array(b"a", object)})
+    assert (outputs["text"].shape, outputs["text"].item()) == ((), b"a")
+
+
+def test_a_signature_may_be_held_to_its_method(exported):
+    servable = Servable("googlenet", 1, exported, Settings(check_method_names=True))
+    for call, code in (
+        (lambda: servable.predict({}, "__saved_model_init_op"), Code.INTERNAL),
+        (lambda: servable.regress([b""], "classify"), Code.INVALID_ARGUMENT),
+    ):
+        with pytest.raises(ServingError, match="signature method_name to be") as caught:
+            call()
+        assert caught.value.code is code
+
+
 def test_two_servables_do_not_share_batches(add_version):
     slow = BatchingParameters(max_batch_size=8, batch_timeout_micros=50_000)
     servables = [Servable("affine", n, add_version(n, float(n)), Settings(slow)) for n in (1, 2, 3)]
@@ -151,6 +181,20 @@ def test_warm_up_runs_the_recorded_requests(exported, tmp_path):
         servable.warm_up()
     (copy / "assets.extra" / "tf_serving_warmup_requests").unlink()
     servable.warm_up()
+
+
+def test_warm_up_has_a_limit_and_skips_what_is_no_request(add_version):
+    path = add_version(1)
+    (path / "assets.extra").mkdir()
+    nothing = prediction_log_pb2.PredictionLog().SerializeToString()
+    with tf.io.TFRecordWriter(str(path / "assets.extra" / "tf_serving_warmup_requests")) as writer:
+        for _ in range(1000):
+            writer.write(nothing)
+        writer.flush()
+        Servable("affine", 1, path).warm_up()
+        writer.write(nothing)
+    with pytest.raises(ServingError, match="exceeds the maximum"):
+        Servable("affine", 1, path).warm_up()
 
 
 def test_what_is_no_saved_model_is_refused(tmp_path, exported):

@@ -23,7 +23,7 @@ def test_defaults_are_tensorflow_servings():
     for switch in (
         "enable_batching", "enable_grpc_healthcheck_service", "rest_api_enable_cors_support",
         "allow_version_labels_for_unavailable_models", "enable_serialization_as_tensor_content",
-        "enable_signature_method_name_check", "enable_per_model_batching_params",
+        "enable_signature_method_name_check", "enable_per_model_batching_parameters",
     ):  # fmt: skip
         assert getattr(given, switch) is False
 
@@ -86,9 +86,15 @@ def test_an_unknown_flag_near_to_none_is_named(capsys):
     ("arguments", "words"),
     [
         ([], "give either --model_base_path or --model_config_file"),
-        ([BASE, "--model_config_file=/c"], "give either"),
         ([BASE, "--batching_parameters_file=/b"], "needs --enable_batching"),
-        ([BASE, "--enable_per_model_batching_params"], "needs --enable_batching"),
+        ([BASE, "--enable_per_model_batching_parameters"], "needs --enable_batching"),
+        (
+            [
+                BASE,
+                *(f"--tensorflow_{x}_parallelism=1" for x in ("session", "intra_op", "inter_op")),
+            ],
+            "--tensorflow_session_parallelism stands for both",
+        ),
         ([BASE, "--port=8501", "--rest_api_port=8501"], "cannot be same as --port"),
         ([BASE, "--port=0"], "'0' is not a whole number from 1 to 65535"),
         ([BASE, "--port=1e3"], "'1e3' is not a whole number"),

@@ -136,12 +136,15 @@ def test_errors_have_tensorflow_servings_codes(prediction):
     signature = request(x=[1])
     signature.model_spec.signature_name = "nope"
     bare = predict_pb2.PredictRequest()
+    nameless = request(x=[1])
+    nameless.model_spec.name = ""
     for made, code, words in (
         (unknown, grpc.StatusCode.NOT_FOUND, "Servable not found for request: Latest(nope)"),
         (absent, grpc.StatusCode.NOT_FOUND, "Specific(affine, 9)"),
         (label, grpc.StatusCode.INVALID_ARGUMENT, "Unrecognized servable version label: zz"),
         (signature, grpc.StatusCode.FAILED_PRECONDITION, '"nope" not found'),
         (bare, grpc.StatusCode.INVALID_ARGUMENT, "Missing ModelSpec"),
+        (nameless, grpc.StatusCode.INVALID_ARGUMENT, "ModelSpec has no name specified"),
         (request(), grpc.StatusCode.INVALID_ARGUMENT, "Missing but required: {x}"),
         (request(z=[1]), grpc.StatusCode.INVALID_ARGUMENT, "Signature input alias: x(feed name: "),
     ):

@@ -34,7 +34,7 @@ OWN_CONNECTION = [("grpc.use_local_subchannel_pool", 1)]  # not that of another 
     ("flags", "words"),
     [
         ([], "give either --model_base_path or --model_config_file"),
-        (["--model_base_path=/m", "--model_config_file=/c"], "give either"),
+        (["--model_base_path=/m", "--model_config_file=/c"], "/c: "),  # the path is ignored
         (["--model_config_file=/no/models.config"], "/no/models.config"),
         (["--model_base_path=/m", "--batching_parameters_file=/b"], "needs --enable_batching"),
         (
@@ -178,7 +178,7 @@ def test_a_versions_own_parameters_batch_it(tmp_path):
         for model in ("own", "none")
     )
     (tmp_path / "models.config").write_text(f"model_config_list {{ {entries} }}")
-    flags = "--enable_batching", "--enable_per_model_batching_params"
+    flags = "--enable_batching", "--enable_per_model_batching_parameters"
     with (
         serving(f"--model_config_file={tmp_path}/models.config", *flags) as server,
         grpc.insecure_channel(f"localhost:{server.port}") as channel,

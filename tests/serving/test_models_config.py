@@ -52,6 +52,9 @@ def test_policies_choose_among_what_is_there(tmp_path, policy, wanted):
         ('model_config_list { config { name: "m" base_path: "/m" } }', "model_platform.* is m"),
         ('model_config_list { config { name: "m" base_path: "/m" model_platform: "torch" } }',
          "m requests unsupported platform torch"),
+        ('model_config_list { config { name: "m" base_path: "/m" model_platform: "tensorflow" '
+         "model_type: TENSORFLOW } }", "setting both .* is m"),
+        ("custom_model_config {}", "custom_model_config cannot be served"),
         ('model_config_list { config { name: "m" base_path: "/a" } '
          'config { name: "m" base_path: "/b" } }', "list model m multiple times"),
     ],
@@ -62,9 +65,17 @@ def test_a_file_that_cannot_be_is_refused_by_name(tmp_path, text, words):
     assert "models.config" in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["", "model_config_list {}"])
-def test_no_models_are_a_server_that_waits_to_be_told(tmp_path, text):
-    assert models_config.read(write(tmp_path, text)) == []
+def test_no_models_are_not_the_same_as_nothing_said(tmp_path):
+    assert models_config.read(write(tmp_path, "model_config_list {}")) == []
+    assert models_config.read(write(tmp_path, "# later")) is None
+
+
+def test_a_base_path_may_be_a_file_uri(tmp_path):
+    text = (
+        'model_config_list { config { name: "m" base_path: "file:///m" model_type: TENSORFLOW } }'
+    )
+    (model,) = models_config.read(write(tmp_path, text))
+    assert model.base_path == Path("/m")
 
 
 def test_the_deprecated_type_is_a_platform(tmp_path):

@@ -251,6 +251,36 @@ def test_a_model_that_is_no_longer_configured_ends(repository, add_version, tmp_
         answer(served)
     with served.servable("other") as servable:
         assert servable.version == 1
+    assert states(served) == {
+        1: State.END
+    }  # as TensorFlow Serving's monitor, which forgets nothing
+    add_version(2)
+    served.reload([ModelConfig("affine", tmp_path / "affine")])
+    assert states(served) == {1: State.END, 2: State.AVAILABLE}
+
+
+def test_a_model_that_was_served_may_be_told_to_serve_nothing(repository, add_version, tmp_path):
+    add_version(1)
+    served = repository()
+    served.start()
+    (tmp_path / "empty").mkdir()
+    served.reload([ModelConfig("affine", tmp_path / "empty")], time.monotonic() + 30)
+    assert states(served) == {1: State.END}
+
+
+def test_a_version_that_failed_and_comes_back_is_another(repository, add_version, tmp_path):
+    add_version(1)
+    served = repository()
+    served.start()
+    broken = tmp_path / "affine" / "2"
+    broken.mkdir()
+    served.poll()
+    assert states(served) == {1: State.AVAILABLE, 2: State.END}
+    broken.rmdir()
+    served.poll()
+    add_version(2)
+    served.poll()
+    assert states(served) == {1: State.END, 2: State.AVAILABLE}
 
 
 def test_a_changed_file_is_followed_and_a_broken_one_is_not(repository, add_version, tmp_path):
@@ -261,7 +291,7 @@ def test_a_changed_file_is_followed_and_a_broken_one_is_not(repository, add_vers
     file = tmp_path / "models.config"
     entry = f'name: "affine" base_path: "{tmp_path}/affine" model_platform: "tensorflow"'
     file.write_text("model_config_list {")
-    follow(served, file, 0.05, stop, [])
+    follow(served, file, 0.05, stop)
     time.sleep(0.3)
     assert states(served) == {2: State.AVAILABLE}
     policy = "model_version_policy { specific { versions: 1 } }"
@@ -269,5 +299,12 @@ def test_a_changed_file_is_followed_and_a_broken_one_is_not(repository, add_vers
     deadline = time.monotonic() + 30
     while states(served).get(2) is not State.END and time.monotonic() < deadline:
         time.sleep(0.05)
+    assert states(served) == {2: State.END, 1: State.AVAILABLE}
+    served.reload([ModelConfig("affine", tmp_path / "affine")])  # a client's word
+    while states(served).get(2) is not State.END and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert states(served) == {2: State.END, 1: State.AVAILABLE}
+    file.write_text("")
+    time.sleep(0.3)
     stop.set()
     assert states(served) == {2: State.END, 1: State.AVAILABLE}

@@ -258,6 +258,13 @@ def test_other_paths_are_not_found(running, path: str):
     assert (answer.status, answer.headers["Content-Type"]) == (404, "text/html")
 
 
+@pytest.mark.parametrize("path", ["/nope|x", "/v1/models/aff%ZZne", METRICS + "?a=b"])
+def test_what_is_no_path_is_a_bad_request(running, path: str):
+    answer = running.call("GET", path)
+    assert answer.status == 400
+    assert answer.headers["Content-Type"].startswith("text/")
+
+
 def test_head_has_no_body(running):
     answer = running.call("HEAD", "/v1/models/affine")
     assert (answer.status, answer.body) == (400, b"")

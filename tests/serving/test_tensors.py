@@ -59,6 +59,7 @@ def tensor(dtype: int, dims: list[int], **fields):
     ("proto", "values"),
     [
         (tensor(types_pb2.DT_UINT8, [2], int_val=[300, -1]), [44, 255]),
+        (tensor(types_pb2.DT_HALF, [2], half_val=[65536 + 0x3C00, 0x4000]), [1, 2]),
         (tensor(types_pb2.DT_FLOAT, [3], float_val=[1, 2]), [1, 2, 2]),
         (tensor(types_pb2.DT_FLOAT, [2], float_val=[1, 2, 3]), [1, 2]),
         (tensor(types_pb2.DT_FLOAT, [2]), [0, 0]),

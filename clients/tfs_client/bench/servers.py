@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import os
 import signal
@@ -16,6 +17,7 @@ from tfs_client._client import Client
 from tfs_client._errors import TFSError
 
 START_SECONDS, STOP_SECONDS = 120.0, 40.0
+_given: collections.deque[int] = collections.deque(maxlen=256)  # not yet bound, perhaps
 
 
 class StartError(TFSError):
@@ -46,10 +48,14 @@ def running(
 
 
 def free_port() -> int:
-    """A TCP port that nothing uses just now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A TCP port that nothing uses just now, and that nobody here was given lately."""
+    while True:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = int(probe.getsockname()[1])
+        if port not in _given:
+            _given.append(port)
+            return port
 
 
 def _start(words: Sequence[str], output: IO[str], cores: int | None) -> subprocess.Popen[str]:
