@@ -165,7 +165,8 @@ class Client(BaseClient):
             inputs: by name. Arrays of any dtype that TensorFlow has keep it; Python's own numbers
                 become float32 and int32, strings bytes.
             signature: its name; the model's default where it is empty.
-            outputs: the names of those wanted; all where it is empty.
+            outputs: the names of those wanted; all where it is empty. TensorFlow Serving merges
+                only requests for all of them into batches.
 
         Raises:
             TypeError, ValueError: an input is no tensor.
