@@ -5,7 +5,7 @@ The rules of what is accepted, and the words of what is refused, are TensorFlow 
 """
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -84,6 +84,15 @@ class _Signature:
         self.defaults = {
             alias: tensors.from_proto(alias, proto) for alias, proto in definition.defaults.items()
         }
+
+
+@dataclass(frozen=True)
+class _Question:
+    """What is asked of a signature that takes tf.Examples: its tensors, and how they are read."""
+
+    input: str
+    outputs: dict[str, str]  # by alias
+    read: Callable[[dict[str, np.ndarray], int], list]
 
 
 class Servable:
@@ -165,23 +174,10 @@ class Servable:
             ServingError: no examples, or the signature is not one for classification.
             tf.errors.OpError: what the model itself refused.
         """
-        called = self._example_signature(signature, "classification", CLASSIFY)
-        if not 1 <= len(called.outputs) <= 2:
-            raise invalid_argument(
-                f"Expected one or two output Tensors, found {len(called.outputs)}"
-            )
-        wanted = [name for name in (CLASSES, SCORES) if name in called.outputs]
-        if not wanted:
-            raise invalid_argument(
-                "Expected classification signature outputs to contain at least one of "
-                f'"{CLASSES}" or "{SCORES}". Signature was: {called.definition}'
-            )
-        outputs = self._run_examples(called, examples, wanted, "Classify", deadline)
-        for name, kind in ((CLASSES, object), (SCORES, np.float32)):
-            if name in outputs:
-                _check_classification(name, outputs[name], np.dtype(kind), len(examples))
-        classes, scores = outputs.get(CLASSES), outputs.get(SCORES)
-        return [_labels(classes, scores, row) for row in range(len(examples))]
+        question = self._classification(signature)
+        with self._metrics.runtime(self.name, "Classify"):
+            (labels,) = self._ask([question], examples, deadline)
+        return labels
 
     def regress(
         self, examples: Sequence[bytes], signature: str = "", deadline: float | None = None
@@ -192,23 +188,10 @@ class Servable:
             ServingError: no examples, or the signature is not one for regression.
             tf.errors.OpError: what the model itself refused.
         """
-        called = self._example_signature(signature, "regression", REGRESS)
-        if len(called.outputs) != 1:
-            raise invalid_argument("Expected one output Tensor.")
-        if OUTPUTS not in called.outputs:
-            raise invalid_argument(
-                f"No regression outputs found in SignatureDef: {called.definition}"
-            )
-        values = self._run_examples(called, examples, [OUTPUTS], "Regress", deadline)[OUTPUTS]
-        if values.shape not in ((len(examples),), (len(examples), 1)):
-            shape = ",".join(map(str, values.shape))
-            raise invalid_argument(
-                "Expected output Tensor shape to be either [batch_size] or [batch_size, 1] but "
-                f"got [{shape}]"
-            )
-        if values.dtype != np.float32:
-            raise invalid_argument(f"Expected output Tensor of DT_FLOAT. Got: {values.dtype}")
-        return values.ravel().tolist()
+        question = self._regression(signature)
+        with self._metrics.runtime(self.name, "Regress"):
+            (values,) = self._ask([question], examples, deadline)
+        return values
 
     def warm_up(self) -> None:
         """Replay the requests recorded with the version, so that no user has to wait.
@@ -258,34 +241,31 @@ class Servable:
             raise ServingError(Code.UNIMPLEMENTED, f"Unsupported log_type for warmup: {kind}")
 
     def multi_inference(self, request, deadline: float | None = None) -> list:
-        """The answer of each task of a MultiInferenceRequest: labels or numbers by example.
+        """The answer of each task of a MultiInferenceRequest, all in one run: labels or numbers.
 
         Raises:
             ServingError: no examples, an unknown signature or method, or one asked for twice.
             tf.errors.OpError: what the model itself refused.
         """
         examples = tensors.examples(request.input)
-        run = {CLASSIFY: self.classify, REGRESS: self.regress}
-        seen = set()
+        asking = {CLASSIFY: self._classification, REGRESS: self._regression}
+        questions: dict[str, _Question] = {}
         for task in request.tasks:
             signature = task.model_spec.signature_name or DEFAULT_SIGNATURE
             if task.model_spec.name != self.name:
                 raise invalid_argument(
                     "All ModelSpecs in a MultiInferenceRequest must access the same model name."
                 )
-            if signature in seen:
+            if signature in questions:
                 raise invalid_argument(f"Duplicate evaluation of signature: {signature}")
             if signature not in self._signatures:
                 raise invalid_argument(f"Requested signature not found in model graph: {signature}")
-            if task.method_name not in run:
+            if task.method_name not in asking:
                 raise ServingError(
                     Code.UNIMPLEMENTED, f"Unsupported signature method_name: {task.method_name}"
                 )
-            seen.add(signature)
-        answers = [
-            run[task.method_name](examples, task.model_spec.signature_name, deadline)
-            for task in request.tasks
-        ]
+            questions[signature] = asking[task.method_name](signature)
+        answers = self._ask(list(questions.values()), examples, deadline)
         self._metrics.examples(self.name, len(examples))
         return answers
 
@@ -358,21 +338,46 @@ class Servable:
             )
         return signature
 
-    def _run_examples(
-        self,
-        signature: _Signature,
-        examples: Sequence[bytes],
-        wanted: list[str],
-        api: str,
-        deadline: float | None,
-    ) -> dict[str, np.ndarray]:
+    def _classification(self, signature: str) -> _Question:
+        called = self._example_signature(signature, "classification", CLASSIFY)
+        if not 1 <= len(called.outputs) <= 2:
+            raise invalid_argument(
+                f"Expected one or two output Tensors, found {len(called.outputs)}"
+            )
+        wanted = [name for name in (CLASSES, SCORES) if name in called.outputs]
+        if not wanted:
+            raise invalid_argument(
+                "Expected classification signature outputs to contain at least one of "
+                f'"{CLASSES}" or "{SCORES}". Signature was: {called.definition}'
+            )
+        outputs = {name: called.outputs[name] for name in wanted}
+        return _Question(called.inputs[0].tensor, outputs, _read_labels)
+
+    def _regression(self, signature: str) -> _Question:
+        called = self._example_signature(signature, "regression", REGRESS)
+        if len(called.outputs) != 1:
+            raise invalid_argument("Expected one output Tensor.")
+        if OUTPUTS not in called.outputs:
+            raise invalid_argument(
+                f"No regression outputs found in SignatureDef: {called.definition}"
+            )
+        return _Question(called.inputs[0].tensor, called.outputs, _read_numbers)
+
+    def _ask(
+        self, questions: Sequence[_Question], examples: Sequence[bytes], deadline: float | None
+    ) -> list[list]:
+        """The answer to each of the questions, all in one run."""
         if not examples:
             raise invalid_argument("Input is empty.")
-        feeds = {signature.inputs[0].tensor: np.array(examples, object)}
-        fetches = [signature.outputs[name] for name in wanted]
-        with self._metrics.runtime(self.name, api):
-            outputs = self._execute(feeds, fetches, deadline)
-        return dict(zip(wanted, outputs, strict=True))
+        feeds = {question.input: np.array(examples, object) for question in questions}
+        fetches = list(
+            dict.fromkeys(x for question in questions for x in question.outputs.values())
+        )
+        values = dict(zip(fetches, self._execute(feeds, fetches, deadline), strict=True))
+        return [
+            question.read({name: values[x] for name, x in question.outputs.items()}, len(examples))
+            for question in questions
+        ]
 
 
 def _wrong_inputs(sent: set[str], expected: set[str]) -> ServingError:
@@ -409,6 +414,14 @@ def _check_classification(name: str, values: np.ndarray, dtype: np.dtype, rows: 
         raise invalid_argument(f"Expected {name} output batch size of {rows}. Got: {len(values)}")
 
 
+def _read_labels(outputs: dict[str, np.ndarray], rows: int) -> list[list[Label]]:
+    for name, kind in ((CLASSES, object), (SCORES, np.float32)):
+        if name in outputs:
+            _check_classification(name, outputs[name], np.dtype(kind), rows)
+    classes, scores = outputs.get(CLASSES), outputs.get(SCORES)
+    return [_labels(classes, scores, row) for row in range(rows)]
+
+
 def _labels(classes: np.ndarray | None, scores: np.ndarray | None, row: int) -> list[Label]:
     """One example's labels; a model may give names only or scores only."""
     count = (classes if classes is not None else scores).shape[1]  # type: ignore[union-attr]
@@ -417,3 +430,16 @@ def _labels(classes: np.ndarray | None, scores: np.ndarray | None, row: int) -> 
     if len(names) != len(values):
         raise invalid_argument("Tensors class and score should match in dimension 1")
     return [Label(name, value) for name, value in zip(names, values, strict=True)]
+
+
+def _read_numbers(outputs: dict[str, np.ndarray], rows: int) -> list[float]:
+    values = outputs[OUTPUTS]
+    if values.shape not in ((rows,), (rows, 1)):
+        shape = ",".join(map(str, values.shape))
+        raise invalid_argument(
+            "Expected output Tensor shape to be either [batch_size] or [batch_size, 1] but "
+            f"got [{shape}]"
+        )
+    if values.dtype != np.float32:
+        raise invalid_argument(f"Expected output Tensor of DT_FLOAT. Got: {values.dtype}")
+    return values.ravel().tolist()

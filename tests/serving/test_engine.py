@@ -2,12 +2,13 @@ import gc
 import shutil
 import time
 from concurrent import futures
+from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
 import tensorflow as tf
-from tensorflow_serving.apis import prediction_log_pb2
+from tensorflow_serving.apis import inference_pb2, prediction_log_pb2
 
 from serving.batching import BatchingParameters
 from serving.engine import Servable, Settings
@@ -102,6 +103,26 @@ def test_a_request_that_filters_outputs_is_not_merged(add_version):
     assert servable.predict(many, "pair", ["sums"])["sums"].tolist() == [2] * 20
     with pytest.raises(tf.errors.InvalidArgumentError, match="size 20"):
         servable.predict(many, "pair", ["sums", "products"])
+
+
+def test_multi_inference_is_one_run_which_is_not_merged():
+    """As TensorFlow Serving's, of all tensors of both signatures."""
+    path = Path(__file__).parent / "conformance" / "models" / "affine" / "2"
+    metrics = Metrics()
+    servable = Servable("affine", 2, path, Settings(BATCHING, metrics=metrics))
+    request = inference_pb2.MultiInferenceRequest()
+    for kind in ("classify", "regress"):
+        task = request.tasks.add(method_name=f"tensorflow/serving/{kind}")
+        task.model_spec.name, task.model_spec.signature_name = "affine", kind
+    for _ in range(20):
+        example = request.input.example_list.examples.add()
+        example.features.feature["x"].float_list.value.append(2)
+    labels, numbers = servable.multi_inference(request)
+    assert [row[0].name for row in labels] == ["low"] * 20
+    assert numbers == [4] * 20
+    assert b"runtime_latency_count{" not in metrics.page()
+    with pytest.raises(tf.errors.InvalidArgumentError, match="size 20"):
+        servable.regress([example.SerializeToString()] * 20, "regress")
 
 
 def test_a_scalar_string_is_an_array_too(tmp_path):
