@@ -53,6 +53,14 @@ def test_the_best_setting_is_found_and_beats_what_nobody_tuned(tmp_path, monkeyp
     assert "| no batching | " in text
 
 
+def test_threads_are_tried_with_large_and_small_batches():
+    """What is best with batches of 32 need not be best with those that are best."""
+    tried = list(tune.AXES[0](tune.start(2), 2))
+    assert Setting(sized(32, 2000, 1), 2) in tried
+    assert Setting(sized(8, 2000, 3), 1) in tried
+    assert len(tried) == len(set(tried)) == 10
+
+
 def test_a_limit_that_nothing_holds_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(tune, "AXES", (lambda at, _: [at],))
     with pytest.raises(TFSError, match=r"no setting has its p99 within 0\.1 ms: the lowest is"):
