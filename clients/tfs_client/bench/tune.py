@@ -89,7 +89,7 @@ def start(cores: int) -> Setting:
 
 
 def _threads(at: Setting, cores: int) -> Iterator[Setting]:
-    """With small batches too: where each batch has a core, large ones leave its cache."""
+    """With small batches too, which are best where each batch has a core of its own."""
     assert at.batching
     ways = ((1, cores), (2, cores), (cores, 1), (cores + 1, 1), (2 * cores, 1))
     for size, (threads, intra) in itertools.product((32, 8), ways):
