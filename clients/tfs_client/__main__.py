@@ -268,8 +268,9 @@ def _add_tune(commands: argparse._SubParsersAction[_Parser]) -> None:
         "--repeats", type=count, default=3, help="rounds beside servers nobody tuned (3)"
     )
     tune.add_argument(
-        "--setting", metavar="FILE",
-        help="a batching file that is measured beside servers nobody tuned, in place of a search",
+        "--setting", type=Path, metavar="FILE",
+        help="a batching file, with the `flags` beside it if there are, that is measured beside "
+        "servers nobody tuned, in place of a search",
     )  # fmt: skip
     tune.add_argument(
         "--output", type=Path, metavar="FOLDER", help="for batching.config, and cpus/ with others"

@@ -14,7 +14,9 @@ def test_the_committed_file_is_read():
     assert found == Batching(32, 2000, 1000, 1, (1, 2, 4, 8, 16, 32))
 
 
-@pytest.mark.parametrize("batching", [Batching(), Batching(4, 100, 7, 3, (2, 4))])
+@pytest.mark.parametrize(
+    "batching", [Batching(), Batching(4, 100, 7, 3, (2, 4)), Batching(8, 100, 7, 3, (2, 4), 4)]
+)
 def test_what_is_written_reads_the_same(tmp_path: Path, batching: Batching):
     (tmp_path / "batching.config").write_text(batching.to_text())
     assert Batching.of_file(tmp_path / "batching.config") == batching
@@ -26,13 +28,37 @@ def test_a_batch_is_padded_to_the_next_size_that_is_allowed():
 
 
 @pytest.mark.parametrize(
+    ("text", "largest"),
+    [
+        ("enable_large_batch_splitting { value: true } max_execution_batch_size { value: 2 }", 2),
+        ("enable_large_batch_splitting { value: true }", 4),
+        ("max_execution_batch_size { value: 2 }", 4),  # means nothing by itself
+    ],
+)
+def test_requests_may_be_larger_than_batches_where_they_are_split(
+    tmp_path: Path, text: str, largest: int
+):
+    (tmp_path / "f").write_text(f"max_batch_size {{ value: 4 }} {text}")
+    assert Batching.of_file(tmp_path / "f").largest == largest
+
+
+@pytest.mark.parametrize(
     ("text", "error"),
     [
         ("max_batch_size: 32", "is no batching file"),
         ("max_batch_size { value: 0 }", "max_batch_size is 0: it must be at least 1"),
         ("allowed_batch_sizes: 2 allowed_batch_sizes: 1", "must rise"),
         ("max_batch_size { value: 4 } allowed_batch_sizes: 2", "must end with max_batch_size, 4"),
-        ("enable_large_batch_splitting { value: true }", "is not known here"),
+        (
+            "enable_large_batch_splitting { value: true } max_execution_batch_size { value: 4 } "
+            "allowed_batch_sizes: 2",
+            "must end with max_execution_batch_size, 4",
+        ),
+        (
+            "max_batch_size { value: 4 } enable_large_batch_splitting { value: true } "
+            "max_execution_batch_size { value: 8 }",
+            "max_execution_batch_size is 8: it must not be above max_batch_size, 4",
+        ),
     ],
 )
 def test_other_files_are_refused(tmp_path: Path, text: str, error: str):

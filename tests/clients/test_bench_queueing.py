@@ -61,6 +61,17 @@ def test_batches_are_as_large_as_allowed_when_there_is_enough_to_do():
     assert found.throughput == pytest.approx(8 / 0.045, rel=0.01)
 
 
+def test_batches_are_no_larger_than_those_that_requests_are_split_into():
+    split, not_split = (
+        simulate(Closed(64), LARGE, batching, 20_000)
+        for batching in (
+            Batching(32, 1000, 100, 2, (1, 2, 4, 8), 8), Batching(8, 1000, 100, 2, (1, 2, 4, 8))
+        )
+    )  # fmt: skip
+    assert split.batch == pytest.approx(8, rel=0.01)
+    assert split.percentile(99) == not_split.percentile(99)
+
+
 def test_a_lone_request_waits_for_the_timeout_and_to_be_found():
     found = simulate(Closed(1), LARGE, Batching(8, 5000, 100, 2), 1000)
     assert found.batch == 1

@@ -104,6 +104,20 @@ def test_flags_are_for_the_setting():
     assert Setting(sized(64, 0, 4)).flags(Path("x"))[-1] == "--grpc_max_threads=512"
 
 
+def test_a_setting_takes_requests_as_large_as_a_warm_up_whatever_its_batches():
+    assert sized(8, 0, 1) == Batching(32, 0, 1000, 1, (1, 2, 4, 8), 8)
+    assert sized(64, 0, 1) == Batching(64, 0, 1000, 1, (1, 2, 4, 8, 16, 32, 64))
+
+
+def test_a_setting_that_was_written_is_read_with_its_threads(tmp_path):
+    best = Setting(sized(16, 2000, 3), 1)
+    for name, text in tune.files([Tuning(2, 0.5, best=best)]).items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert tune.setting_of(tmp_path / "cpus" / "2" / "batching.config", 2) == best
+    assert tune.setting_of(tmp_path / "batching.config", 2) == replace(best, intra_op=2)
+
+
 def test_files_are_for_each_limit_and_say_which_were_measured(tmp_path):
     two = Tuning(2, 0.5, best=Setting(sized(16, 1000, 2), 1))
     one = Tuning(1, 0.5, best=Setting(sized(8, 0, 1), 1))

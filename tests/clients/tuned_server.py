@@ -16,7 +16,7 @@ def main() -> None:
     seconds = WITHOUT
     if "batching_parameters_file" in flags:
         batching = Batching.of_file(flags["batching_parameters_file"])
-        seconds = FAST if batching.max_batch_size == 16 else SLOW
+        seconds = FAST if batching.largest == 16 else SLOW
     turn = threading.Lock()
 
     def classify(_):

@@ -209,7 +209,7 @@ def service_of(report: Report, batching: Batching | None, cores: float) -> Servi
     Raises:
         TFSError: the report lacks a measurement, or is of a server with other batching.
     """
-    first, last = (batching.padded(1), batching.max_batch_size) if batching else (1, 1)
+    first, last = (batching.padded(1), batching.largest) if batching else (1, 1)
     alone, several = _measured(report, batching, first, last)
     beside = {size: _beside(found, report) for size, found in alone.items()}
     seconds = {
@@ -266,7 +266,7 @@ def _measured(
 
 def command(batching: Batching | None) -> str:
     """What measures all that a plan needs."""
-    sizes = (batching.allowed_batch_sizes or (1, batching.max_batch_size)) if batching else (1,)
+    sizes = (batching.allowed_batch_sizes or (1, batching.largest)) if batching else (1,)
     several = max(2, batching.num_batch_threads) if batching else 8
     each = ",".join(map(str, sizes))
     return f"tfs bench --concurrency 1,{several} --batch {each} --output FOLDER"
@@ -279,7 +279,7 @@ def _is_run(size: int, batching: Batching | None) -> bool:
 
 def _wait(size: int, batching: Batching | None) -> float:
     """How long a lone request waits in the queue for others."""
-    if not batching or not batching.batch_timeout_micros or size == batching.max_batch_size:
+    if not batching or not batching.batch_timeout_micros or size == batching.largest:
         return 0.0
     return batching.batch_timeout_micros / 1e6 + POLL_SECONDS / 2
 

@@ -209,7 +209,7 @@ class _Batched:
 
     def request(self) -> simpy.Event | None:
         """Happens when it is answered; None if the queue is full."""
-        most = self._batching.max_batch_size
+        most = self._batching.largest
         if len(self._batches[-1]) == most:
             if len(self._batches) >= self._batching.max_enqueued_batches:
                 return None
@@ -233,7 +233,7 @@ class _Batched:
         """The batch to be computed next; an empty one for none yet."""
         if len(self._batches) == 1:
             (batch,) = self._batches
-            full = len(batch) == self._batching.max_batch_size
+            full = len(batch) == self._batching.largest
             if not batch or not (full or self._env.now >= self._due):
                 return []
             self._batches.append([])

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 import shlex
 import statistics
 from collections.abc import Callable, Iterator, Sequence
@@ -31,10 +32,12 @@ from tfs_client.bench.payloads import Payload
 PORT, FLAGS = "{port}", "{flags}"
 CALLERS = (1, 4, 16, 64)
 LIMITS = (1, 2, 4, 8)  # cores that settings are written for
+REQUEST = 32  # images that every setting takes in one; a version is warmed up with as many
 TAIL = 99.0
 WINDOWS = 5  # of a point, at the most
 HEAD = "# How concurrent requests are merged; read by TensorFlow Serving and the embedded server.\n"
 CONFIG, FLAG_FILE = "batching.config", "flags"
+_INTRA_OP = re.compile(r"^--tensorflow_intra_op_parallelism=(\d+)$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ class Setting:
             return "no batching"
         of = self.batching
         return (
-            f"batches of {of.max_batch_size} within {of.batch_timeout_micros / 1e3:g} ms, "
+            f"batches of {of.largest} within {of.batch_timeout_micros / 1e3:g} ms, "
             f"{of.num_batch_threads or 'default'} × {self.intra_op or 'default'} threads"
         )
 
@@ -66,9 +69,21 @@ class Setting:
         if self.batching is not None:
             found += ["--enable_batching", f"--batching_parameters_file={config}"]
             # Twice what all batch threads can hold: requests that wait for a batch hold a thread.
-            held = self.batching.max_batch_size * max(1, self.batching.num_batch_threads)
+            held = self.batching.largest * max(1, self.batching.num_batch_threads)
             found.append(f"--grpc_max_threads={max(96, 2 * held)}")
         return found
+
+
+def setting_of(config: Path, cores: int) -> Setting:
+    """A batching file, with the threads of the `flags` beside it; for as many as cores without.
+
+    Raises:
+        TFSError: as `Batching.of_file`.
+    """
+    batching = Batching.of_file(config)
+    beside = config.with_name(FLAG_FILE)
+    found = _INTRA_OP.search(beside.read_text()) if beside.exists() else None
+    return Setting(batching, int(found[1]) if found else cores)
 
 
 UNTUNED = {
@@ -78,9 +93,10 @@ UNTUNED = {
 
 
 def sized(largest: int, micros: int, threads: int) -> Batching:
-    """Batches of powers of two, which a model can be warmed up with."""
+    """Batches of powers of two, which a model can be warmed up with; larger requests are split."""
     sizes = tuple(2**n for n in range(largest.bit_length()))
-    return Batching(largest, micros, 1000, threads, sizes)
+    split = largest if largest < REQUEST else 0
+    return Batching(max(largest, REQUEST), micros, 1000, threads, sizes, split)
 
 
 def start(cores: int) -> Setting:
@@ -193,7 +209,7 @@ class Bench:
             words = shlex.split(self.command)
         except ValueError as error:
             raise TFSError(f"server command {self.command!r}: {error}") from error
-        # A model's warm-up may have larger batches than a setting lets through.
+        # A model's warm-up may have larger batches than any setting lets through.
         flags = [*setting.flags(config), "--enable_model_warmup=false"]
         filled = [part for word in words for part in (flags if word == FLAGS else [word])]
         filled = [word.replace(PORT, str(port)) for word in filled]
