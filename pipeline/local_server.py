@@ -17,7 +17,8 @@ from tfs_client.bench.servers import free_port
 from pipeline.config import MODEL_NAME
 from pipeline.errors import PipelineError
 
-BATCHING_CONFIG = Path(__file__).parents[1] / "serving/config/batching.config"
+CONFIG = Path(__file__).parents[1] / "serving/config"
+BATCHING_CONFIG = CONFIG / "batching.config"
 
 
 class StartError(PipelineError):
@@ -115,8 +116,17 @@ def command_line(command: str | None, port: int, repository: Path, *flags: str) 
     return [
         *words, f"--port={port}", f"--model_name={MODEL_NAME}",
         f"--model_base_path={(repository / MODEL_NAME).absolute()}",
-        "--enable_batching", f"--batching_parameters_file={BATCHING_CONFIG}", *flags,
+        *batching_flags(), *flags,
     ]  # fmt: skip
+
+
+def batching_flags() -> list[str]:
+    """Those that `tfs tune` found, with its batching file."""
+    return [
+        "--enable_batching",
+        f"--batching_parameters_file={BATCHING_CONFIG}",
+        *(CONFIG / "flags").read_text().split(),
+    ]
 
 
 def _words(command: str) -> list[str]:

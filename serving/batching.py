@@ -9,6 +9,7 @@ copied once, and what fails is found out request by request.
 
 import functools
 import itertools
+import math
 import os
 import threading
 import time
@@ -33,6 +34,8 @@ from serving.metrics import Metrics
 # A version's own parameters, with --enable_per_model_batching_params.
 MODEL_FILE = "batching_params.pbtxt"
 MAX_VALUE = 2**31 - 1
+# A container's CPU limit: microseconds of all CPUs in a period, or "max" (cgroup v2).
+CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
 _ROW_BITS = 31  # of a ticket; the rest is the request's number
 
 Run = Callable[[dict[str, np.ndarray], Sequence[str]], list[np.ndarray]]
@@ -389,5 +392,11 @@ def for_model(path: Path, common: BatchingParameters) -> BatchingParameters | No
 
 
 def cpus() -> int:
-    """CPUs that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """CPUs that this process may use: those it may run on, and no more than its container's limit.
+
+    TensorFlow Serving does not know of the limit, and takes a thread for each CPU of a node.
+    """
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    quota, _, period = (CPU_MAX.read_text() if CPU_MAX.exists() else "max").partition(" ")
+    limit = math.inf if quota.strip() == "max" else int(quota) / int(period)
+    return max(1, math.ceil(min(usable or 1, limit)))

@@ -34,19 +34,20 @@ from tfs_client.bench.servers import free_port
 
 from pipeline import files
 from pipeline.errors import PipelineError
-from pipeline.local_server import BATCHING_CONFIG
+from pipeline.local_server import batching_flags
 from pipeline.server_benchmark.in_process_worker import SHAPES, name
 from pipeline.server_benchmark.models import LINE, PRECISIONS
 from pipeline.training_benchmark import report
 from pipeline.training_benchmark.worker import Worker
 
-CALLERS = 64  # two batches' worth
+CALLERS = 64  # four batches' worth
 LINE_CALLERS = (1, 32)
 WINDOWS = 3  # of a turn at saturation
 TAIL_REQUESTS = 600  # on average, so that there are the 500 that a 99th percentile takes
 WARM_UP_SECONDS = 1.0
 START_SECONDS = 120.0
-BATCH_ROWS, BATCHING_DELAY = 32, 0.002  # of serving/config/batching.config
+# Of serving/config: threads within an operation, batches at a time and rows of each, and the delay.
+INTRA_OP, BATCHES, ROWS, BATCHING_DELAY = 1, 2, 16, 0.002
 SERVED_GOAL = 0.90  # of the in-process throughput, at least
 TAIL_GOAL = 2.0  # in-process batch latencies, and the delay, at the most
 START_GOAL = 8.0  # seconds
@@ -59,9 +60,9 @@ class Measured:
 
     Attributes:
         served: images per second at saturation.
-        in_process: the same of the best of `SHAPES`.
+        in_process: the same of the best of all `SHAPES`.
         tail: 99th percentile at half the load, in seconds.
-        batch_seconds: of a full batch in process.
+        batch_seconds: of full batches in process, as many at a time as are served.
         verdicts: what is wrong with a turn.
     """
 
@@ -108,21 +109,28 @@ def benchmark(rounds: int, seconds: float, output: Path | None = None) -> None:
 def _measure(
     folder: Path, precision: str, rounds: int, seconds: float, starts: list[float]
 ) -> Measured:
-    """One precision: the server and the worker have turns."""
+    """One precision: the server and the workers have turns."""
     measured = Measured()
     module, model = "pipeline.server_benchmark.in_process_worker", folder / precision / "1"
-    batching = ("--enable_batching", f"--batching_parameters_file={BATCHING_CONFIG}")
     with (
-        Worker(module, {"model": str(model)}) as worker,
-        _serving(folder / precision, *batching) as (port, start),
+        contextlib.ExitStack() as stack,
+        _serving(folder / precision, *batching_flags()) as (port, start),
         _sending(port, _payloads(port, "uint8")) as sending,
     ):
         starts.append(start)
-        worker.warm_up()
+        workers: dict[int, Worker] = {}
+        for intra_op in SHAPES:
+            settings = {"model": str(model), "intra_op": intra_op}
+            workers[intra_op] = stack.enter_context(Worker(module, settings))
+            workers[intra_op].warm_up()
         for _ in range(rounds):
-            rates = {shape: worker.measure(name(*shape), seconds) for shape in SHAPES}
+            rates = {
+                (intra_op, *shape): worker.measure(name(*shape), seconds)
+                for intra_op, worker in workers.items()
+                for shape in SHAPES[intra_op]
+            }
             measured.in_process.append(max(rates.values()))
-            measured.batch_seconds.append(BATCH_ROWS / rates[1, BATCH_ROWS])
+            measured.batch_seconds.append(BATCHES * ROWS / rates[INTRA_OP, BATCHES, ROWS])
             served = _saturated(sending, CALLERS, seconds)
             measured.served.append(served.whole.images_per_second)
             half = _at(sending, measured.served[-1] / 2, 2 * seconds)
@@ -145,7 +153,7 @@ def _row(precision: str, measured: Measured) -> Iterator[str]:
     )
     yield (
         f"- {precision}: p99 at half that load {1e3 * statistics.median(measured.tail):.0f} ms, "
-        f"{tail} of {TAIL_GOAL:g} in-process batches of {BATCH_ROWS} and the batching delay; goal "
+        f"{tail} of {TAIL_GOAL:g} in-process batches of {ROWS} and the batching delay; goal "
         f"1: {_met(tail.median <= 1)}"
     )
     yield from (f"- {precision}: {verdict}" for verdict in sorted(measured.verdicts))
@@ -199,8 +207,9 @@ def _text(
     yield "# The embedded server's throughput"
     yield ""
     yield "GoogLeNet at 224×224 with 1000 classes, random weights, from uint8 pixels, a picture"
-    yield f"a request, {CALLERS} callers, serving/config/batching.config; in process, the best of"
-    yield f"{len(SHAPES)} ways to run the same SavedModel. Measured by `make benchmark-server`: the"
+    ways = sum(map(len, SHAPES.values()))
+    yield f"a request, {CALLERS} callers, serving/config; in process, the best of {ways}"
+    yield "ways to run the same SavedModel. Measured by `make benchmark-server`: the"
     yield f"median of {rounds} turns of at least {seconds:g} s that server and process take in"
     yield "rounds, with the sender on the same cores; in brackets, the ratios of single rounds."
     yield ""

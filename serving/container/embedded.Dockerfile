@@ -26,4 +26,5 @@ ENTRYPOINT ["python", "-m", "serving"]
 CMD ["--port=8500", "--rest_api_port=8501", \
     "--model_config_file=/etc/googlenet/models.config", \
     "--monitoring_config_file=/etc/googlenet/monitoring.config", \
-    "--enable_batching", "--batching_parameters_file=/etc/googlenet/batching.config"]
+    "--enable_batching", "--batching_parameters_file=/etc/googlenet/batching.config", \
+    "--tensorflow_intra_op_parallelism=1"]

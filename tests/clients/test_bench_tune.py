@@ -114,8 +114,10 @@ def test_a_setting_that_was_written_is_read_with_its_threads(tmp_path):
     for name, text in tune.files([Tuning(2, 0.5, best=best)]).items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
-    assert tune.setting_of(tmp_path / "cpus" / "2" / "batching.config", 2) == best
-    assert tune.setting_of(tmp_path / "batching.config", 2) == replace(best, intra_op=2)
+    assert tune.setting_of(tmp_path / "cpus" / "2" / "batching.config") == best
+    (tmp_path / "batching.config").rename(tmp_path / "alone")
+    (tmp_path / "flags").unlink()
+    assert tune.setting_of(tmp_path / "alone") == replace(best, intra_op=0)
 
 
 def test_files_are_for_each_limit_and_say_which_were_measured(tmp_path):
@@ -123,8 +125,9 @@ def test_files_are_for_each_limit_and_say_which_were_measured(tmp_path):
     one = Tuning(1, 0.5, best=Setting(sized(8, 0, 1), 1))
     written = tune.files([one, two])
     assert set(written) == {
-        "batching.config",
-        *(f"cpus/{n}/{name}" for n in (1, 2, 4, 8) for name in ("batching.config", "flags")),
+        f"{folder}{name}"
+        for folder in ("", "cpus/1/", "cpus/2/", "cpus/4/", "cpus/8/")
+        for name in ("batching.config", "flags")
     }
     for name, text in written.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -133,14 +136,18 @@ def test_files_are_for_each_limit_and_say_which_were_measured(tmp_path):
     assert read == {
         1: sized(8, 0, 1), 2: sized(16, 1000, 2), 4: sized(16, 1000, 4), 8: sized(16, 1000, 8)
     }  # fmt: skip
-    assert Batching.of_file(tmp_path / "batching.config") == read[2]
-    assert "limit of 2, measured;" in written["batching.config"]
-    assert "limit of 8, derived from 2 cores;" in written["cpus/8/batching.config"]
+    assert Batching.of_file(tmp_path / "batching.config") == sized(16, 1000, 0)  # as cores are
+    assert "measured on 2 cores, for any." in written["batching.config"]
+    assert "limit of 2, measured." in written["cpus/2/batching.config"]
+    assert "limit of 8, derived from 2 cores." in written["cpus/8/batching.config"]
     assert written["cpus/8/flags"] == (
         "--tensorflow_intra_op_parallelism=1\n--grpc_max_threads=256\n"
     )
     whole = Setting(sized(16, 1000, 2), 2)  # each batch has all cores
     assert tune.scaled(whole, 2, 8) == replace(whole, intra_op=8)
+    assert tune.anywhere(whole, 2) == replace(whole, intra_op=0)
+    odd = Setting(sized(16, 1000, 3), 1)
+    assert tune.anywhere(odd, 2) == odd
 
 
 def test_sigterm_ends_the_servers_too(tmp_path):

@@ -60,7 +60,7 @@ def available(kubectl):
 
 def test_a_changed_file_is_a_rollout_and_undo_brings_it_back(kubectl, production, checkout):
     before = mounted_config(production)
-    file = checkout.parent / "serving/config/batching.config"
+    file = checkout.parent / "serving/config/cpus/4/batching.config"
     file.write_text(file.read_text() + "# changed\n")
     with available(production) as serving:
         apply(kubectl, checkout)
@@ -69,7 +69,7 @@ def test_a_changed_file_is_a_rollout_and_undo_brings_it_back(kubectl, production
         undo(production)
         production(*STATUS)
     assert mounted_config(production) == before
-    assert production.get("configmap", before)["data"]["batching.config"]
+    assert production.get("configmap", before)["data"]["batching-4.config"]
     assert min(serving.values) == 3  # never fewer than there were
     assert max(serving.values) <= 4
 

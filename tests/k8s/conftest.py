@@ -94,6 +94,7 @@ def served(tmp_path) -> Iterator[Served]:
             value = str(tmp_path / "models.config")
         elif name == "--file_system_poll_wait_seconds":
             value = "1"
+        value = value.replace("batching-$(CPU_LIMIT)", "cpus/2/batching")
         value = value.replace("/etc/googlenet", str(config)).replace("$(CPU_LIMIT)", "2")
         if "port" not in name:
             flags.append(f"{name}={value}")

@@ -56,7 +56,10 @@ def raw_base() -> list[Document]:
     files = [path for path in (K8S / "base").rglob("*.yaml") if path.name != "kustomization.yaml"]
     folder = ROOT / "serving/config"
     (generator,) = read(folder / "kustomization.yaml")[0]["configMapGenerator"]
-    data = {name: (folder / name).read_text() for name in generator["files"]}
+    sources = dict(
+        (*file.split("="), file)[:2] for file in generator["files"]
+    )  # name=path, or path
+    data = {name: (folder / path).read_text() for name, path in sources.items()}
     config = {"kind": "ConfigMap", "metadata": {"name": generator["name"]}, "data": data}
     return [config, *(document for path in sorted(files) for document in read(path))]
 

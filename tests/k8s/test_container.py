@@ -10,7 +10,7 @@ import sys
 import pytest
 import yaml
 
-from serving import flags
+from serving import batching, flags
 from tests.conftest import ROOT
 from tests.k8s import manifests
 from tests.k8s.manifests import read, tool
@@ -90,6 +90,7 @@ def test_the_entry_takes_its_threads_from_the_cpu_limit(tmp_path, files, expecte
     server.write_text('#!/bin/sh\necho "$$"\nprintf "%s\\n" "$@"\n')
     server.chmod(0o755)
     environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "CGROUP": str(tmp_path)}
+    environment |= {"CONFIG": str(ROOT / "serving/config"), "TMPDIR": str(tmp_path)}
     with subprocess.Popen(
         [FOLDER / "serve", "--model_config_file_poll_wait_seconds=5"],
         env=environment, stdout=subprocess.PIPE, text=True,
@@ -99,16 +100,19 @@ def test_the_entry_takes_its_threads_from_the_cpu_limit(tmp_path, files, expecte
     assert int(pid) == started.pid  # exec: signals reach the server
     parsed = flags.parse(arguments)
     cpus = int(expected or len(os.sched_getaffinity(0)))
-    assert parsed.tensorflow_intra_op_parallelism == cpus
+    assert parsed.tensorflow_intra_op_parallelism == 1
+    assert batching.read(parsed.batching_parameters_file).threads == cpus
     assert parsed.tensorflow_inter_op_parallelism == cpus
     assert parsed.model_config_file_poll_wait_seconds == 5
 
 
 def test_the_entrys_flags_are_the_deployments():
     """But for those that only one of them has a reason for."""
-    script = set(re.findall(r"--\w+=\S+", (FOLDER / "serve").read_text()))
+    script = set(re.findall(r"--\w+=\S+", (FOLDER / "serve").read_text().replace('"', "")))
     given = {
-        argument.replace("$(CPU_LIMIT)", '"$cpus"')
+        argument.replace("/etc/googlenet/batching-$(CPU_LIMIT).config", "$batching")
+        .replace("$(CPU_LIMIT)", "$cpus")
+        .replace("/etc/googlenet", "$config")
         for argument in manifests.server(manifests.raw_base())["args"]
     }
     assert given - script == {"--file_system_poll_wait_seconds=10"}

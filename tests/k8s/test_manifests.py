@@ -1,9 +1,10 @@
 """What a manifest names is there: in the base as it lies, and in all that can be rendered."""
 
+import re
 import tomllib
 from pathlib import Path
 
-from serving import flags
+from serving import batching, flags
 from tests.conftest import ROOT
 from tests.k8s.manifests import containers, of_kind, pod_template, probes, selects
 
@@ -162,7 +163,8 @@ def test_the_servers_flags_are_known_and_their_files_there(documents, capsys):
         container = template["spec"]["containers"][0]
         variables = {variable["name"] for variable in container["env"]}
         assert "CPU_LIMIT" in variables
-        given = [argument.replace("$(CPU_LIMIT)", "2") for argument in container["args"]]
+        limit = container["resources"]["limits"]["cpu"]
+        given = [argument.replace("$(CPU_LIMIT)", limit) for argument in container["args"]]
         assert len({argument.partition("=")[0] for argument in given}) == len(given)
         parsed = flags.parse(given)
         assert capsys.readouterr().err == ""  # flags without meaning are warned of
@@ -172,7 +174,27 @@ def test_the_servers_flags_are_known_and_their_files_there(documents, capsys):
         paths = [str(value) for value in vars(parsed).values() if isinstance(value, Path)]
         elsewhere = ("/models/", "/etc/googlenet-ssl/")  # the repository, and what mtls writes
         assert {path for path in paths if not path.startswith(elsewhere)} <= there
-        assert there <= {*paths, "/etc/googlenet/models.config"}
+        unused = there - {*paths, "/etc/googlenet/models.config"}
+        assert all(re.fullmatch(r"/etc/googlenet/batching-\d+\.config", path) for path in unused)
+
+
+def test_batches_have_as_many_threads_as_the_container_has_cpus(documents):
+    """In the file of its limit, with the flags that were found with it."""
+    for workload in of_kind(documents, "Deployment"):
+        (container,) = workload["spec"]["template"]["spec"]["containers"]
+        limit = container["resources"]["limits"]["cpu"]
+        folder = ROOT / "serving/config/cpus" / limit
+        assert batching.read(folder / "batching.config").threads == int(limit)
+        (text,) = (
+            document["data"][f"batching-{limit}.config"]
+            for document in of_kind(documents, "ConfigMap")
+            if f"batching-{limit}.config" in document["data"]
+        )
+        assert text == (folder / "batching.config").read_text()
+        found = flags.parse(["--model_base_path=/m", *(folder / "flags").read_text().split()])
+        given = flags.parse([a.replace("$(CPU_LIMIT)", limit) for a in container["args"]])
+        intra_op = given.tensorflow_intra_op_parallelism
+        assert intra_op == found.tensorflow_intra_op_parallelism
 
 
 def test_who_still_calls_is_gone_before_the_server_ends(documents):

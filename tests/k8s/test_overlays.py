@@ -100,7 +100,7 @@ def test_a_changed_file_is_a_rollout(tmp_path):
 
     k8s = manifests.copy(tmp_path)
     before = mounted()
-    file = tmp_path / "serving/config/batching.config"
+    file = tmp_path / "serving/config/cpus/4/batching.config"
     file.write_text(file.read_text() + "# changed\n")
     assert mounted() != before
 

@@ -1,12 +1,12 @@
 import dataclasses
 import json
-import re
 import shutil
 
 import numpy as np
 import pytest
 import tensorflow as tf
 from tensorflow_serving.apis import prediction_log_pb2
+from tfs_client.bench.batching import Batching
 
 from pipeline import dataset, evaluate, export, files, inference_graph
 from pipeline.errors import PipelineError
@@ -128,7 +128,8 @@ def test_classify_reads_examples_and_says_so(loaded, exported):
 
 def test_warm_up_covers_every_signature_and_allowed_batch_size(exported, loaded):
     file = exported / "assets.extra" / "tf_serving_warmup_requests"
-    allowed = re.findall(r"allowed_batch_sizes: (\d+)", BATCHING_CONFIG.read_text())
+    batching = Batching.of_file(BATCHING_CONFIG)
+    sizes = {*batching.allowed_batch_sizes, batching.max_batch_size}
     found = set()
     for record in tf.data.TFRecordDataset(str(file)):
         log = prediction_log_pb2.PredictionLog.FromString(record.numpy())
@@ -140,7 +141,7 @@ def test_warm_up_covers_every_signature_and_allowed_batch_size(exported, loaded)
             (tensor,) = request.inputs.values()
             rows = tensor.tensor_shape.dim[0].size
         found.add((request.model_spec.signature_name, rows))
-    assert found == {(name, int(rows)) for name in loaded.signatures for rows in allowed}
+    assert found == {(name, rows) for name in loaded.signatures for rows in sizes}
 
 
 @pytest.fixture

@@ -295,7 +295,7 @@ def tune(options: argparse.Namespace, images: Sequence[str]) -> int:
 
     facts = machine.describe()
     cores = sorted(options.cpus or (max(1, int(machine.cpu_limit())),))
-    setting = options.setting and tuning.setting_of(options.setting, cores[-1])
+    setting = options.setting and tuning.setting_of(options.setting)
     with tempfile.TemporaryDirectory() as folder:
         bench = tuning.Bench(
             options.server,

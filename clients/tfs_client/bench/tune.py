@@ -74,8 +74,8 @@ class Setting:
         return found
 
 
-def setting_of(config: Path, cores: int) -> Setting:
-    """A batching file, with the threads of the `flags` beside it; for as many as cores without.
+def setting_of(config: Path) -> Setting:
+    """A batching file, with the threads of the `flags` beside it.
 
     Raises:
         TFSError: as `Batching.of_file`.
@@ -83,7 +83,7 @@ def setting_of(config: Path, cores: int) -> Setting:
     batching = Batching.of_file(config)
     beside = config.with_name(FLAG_FILE)
     found = _INTRA_OP.search(beside.read_text()) if beside.exists() else None
-    return Setting(batching, int(found[1]) if found else cores)
+    return Setting(batching, int(found[1]) if found else 0)
 
 
 UNTUNED = {
@@ -315,30 +315,44 @@ def scaled(setting: Setting, measured: int, cores: int) -> Setting:
     return replace(setting, batching=replace(setting.batching, num_batch_threads=threads))
 
 
-def files(tunings: Sequence[Tuning]) -> dict[str, str]:
-    """Paths below the folder of configuration files -> their text, for each limit of cores.
+def anywhere(setting: Setting, measured: int) -> Setting:
+    """The same for any number of cores, where the server's own defaults follow them."""
+    assert setting.batching
+    if setting.intra_op == measured:
+        return replace(setting, intra_op=0)
+    if setting.batching.num_batch_threads == measured:
+        return replace(setting, batching=replace(setting.batching, num_batch_threads=0))
+    return setting
 
-    What was measured is as measured; other limits are derived from the largest that was.
+
+def files(tunings: Sequence[Tuning]) -> dict[str, str]:
+    """Paths below the folder of configuration files -> their text.
+
+    There is one pair of files for each limit of cores, and one for any number of them. What was
+    measured is as measured; other limits are derived from the largest that was.
     """
     measured = {tuning.cores: tuning for tuning in tunings}
     largest = measured[max(measured)]
-    found: dict[str, str] = {}
+    assert largest.best
+    found = _pair(
+        "", anywhere(largest.best, largest.cores), f"measured on {largest.cores} cores, for any"
+    )
     for cores in sorted({*LIMITS, *measured}):
         origin = measured.get(cores, largest)
         assert origin.best
         setting = scaled(origin.best, origin.cores, cores)
         how = "measured" if cores in measured else f"derived from {origin.cores} cores"
-        head = f"{HEAD}# For a CPU limit of {cores}, {how}; written by `tfs tune`.\n"
-        assert setting.batching
-        text = head + setting.batching.to_text()
-        found[f"cpus/{cores}/{CONFIG}"] = text
-        flags = setting.flags(Path(CONFIG))
-        found[f"cpus/{cores}/{FLAG_FILE}"] = "".join(
-            f"{flag}\n" for flag in flags if "batching" not in flag
-        )
-        if cores == largest.cores:
-            found[CONFIG] = text
+        found |= _pair(f"cpus/{cores}/", setting, f"for a CPU limit of {cores}, {how}")
     return found
+
+
+def _pair(folder: str, setting: Setting, how: str) -> dict[str, str]:
+    assert setting.batching
+    flags = [flag for flag in setting.flags(Path(CONFIG)) if "batching" not in flag]
+    return {
+        f"{folder}{CONFIG}": f"{HEAD}# Written by `tfs tune`, {how}.\n{setting.batching.to_text()}",
+        f"{folder}{FLAG_FILE}": "".join(f"{flag}\n" for flag in flags),
+    }
 
 
 def report(
