@@ -107,7 +107,7 @@ def start(cores: int) -> Setting:
 def _threads(at: Setting, cores: int) -> Iterator[Setting]:
     """With small batches too, which are best where each batch has a core of its own."""
     assert at.batching
-    ways = ((1, cores), (2, cores), (cores, 1), (cores + 1, 1), (2 * cores, 1))
+    ways = ((1, cores), (2, cores), (cores, 1), (2 * cores, 1))
     for size, (threads, intra) in itertools.product((32, 8), ways):
         yield Setting(sized(size, at.batching.batch_timeout_micros, threads), intra)
 
