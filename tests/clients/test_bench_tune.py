@@ -45,11 +45,14 @@ def test_the_best_setting_is_found_and_beats_what_nobody_tuned(tmp_path, monkeyp
     assert found.best == Setting(sized(16, 2000, 2), 1)
     assert found.rate(found.best) > 2 * found.rate(Setting(sized(8, 2000, 2), 1)) > 0
     assert {point.callers for point in found.points} == {1, 8}
+    found = tune.play_off(made, found, rounds=2)
+    assert found.best == Setting(sized(16, 2000, 2), 1)
+    assert {len(rates) for rates in found.turns.values()} == {2}
     compared = tune.beside_untuned(made, found.best, 1, limit=0.5, rounds=1)
     assert list(compared) == ["no batching", "--enable_batching alone", "tuned"]
     assert compared["tuned"].offline[0] > 2 * compared["no batching"].offline[0]
     text = "\n".join(tune.report([found], compared, {"processor": "one"}))
-    assert f"{found.best} **chosen**" in text
+    assert f"{found.best} **chosen** | " in text
     assert "| no batching | " in text
 
 
@@ -93,6 +96,12 @@ def test_the_frontier_is_what_nothing_beats():
     assert found.frontier() == [points[0], points[3], points[2]]
     assert found.rate(other) == 80
     assert found.rate(Setting(None)) == 0
+
+
+def test_what_wins_most_rounds_is_chosen_and_not_what_was_lucky_once():
+    other = replace(BEST, intra_op=1)
+    found = Tuning(2, 0.5, turns={BEST: [100, 50, 90], other: [90, 90, 80]})
+    assert found.shares() == pytest.approx({BEST: 1.0, other: 0.9})
 
 
 def test_flags_are_for_the_setting():

@@ -1,3 +1,5 @@
+import math
+import os
 import threading
 import time
 from collections.abc import Sequence
@@ -287,3 +289,14 @@ def test_no_rows_are_run_without_waiting():
     started = time.monotonic()
     assert double(batcher_of(run, 8, 5_000_000), rows(0, 1, 3)).shape == (0, 3)
     assert time.monotonic() - started < 4
+
+
+@pytest.mark.parametrize(
+    ("text", "most"),
+    [("max 100000\n", math.inf), ("150000 100000\n", 2), ("50000 100000\n", 1), (None, math.inf)],
+)
+def test_threads_are_no_more_than_the_containers_limit(tmp_path, monkeypatch, text, most):
+    monkeypatch.setattr(batching, "CPU_MAX", tmp_path / "cpu.max")
+    if text:
+        (tmp_path / "cpu.max").write_text(text)
+    assert BatchingParameters().threads == min(most, len(os.sched_getaffinity(0)))

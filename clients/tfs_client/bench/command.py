@@ -308,7 +308,8 @@ def tune(options: argparse.Namespace, images: Sequence[str]) -> int:
             lambda text: print(text, flush=True),
         )
         limit = options.limit_ms / 1e3
-        found = [] if setting else [tuning.search(bench, each, limit) for each in cores]
+        searched = [] if setting else [tuning.search(bench, each, limit) for each in cores]
+        found = [tuning.play_off(bench, each, options.repeats) for each in searched]
         best = setting or found[-1].best
         assert best
         compared = tuning.beside_untuned(bench, best, cores[-1], limit, options.repeats)

@@ -4,8 +4,9 @@
 
 One axis of `AXES` is varied at a time, from what was best so far, and the server restarted for each
 value: twenty minutes on two cores. A setting's figure is the images a second of the largest
-number of callers whose 99th percentile is within the limit. What was best is then measured in turns
-with two servers that nobody tuned.
+number of callers whose 99th percentile is within the limit. Each is measured once, so that luck has
+a part in it: the best of them then take turns, and what wins takes turns with two servers that
+nobody tuned.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ LIMITS = (1, 2, 4, 8)  # cores that settings are written for
 REQUEST = 32  # images that every setting takes in one; a version is warmed up with as many
 TAIL = 99.0
 WINDOWS = 5  # of a point, at the most
+FINALISTS = 4
 HEAD = "# How concurrent requests are merged; read by TensorFlow Serving and the embedded server.\n"
 CONFIG, FLAG_FILE = "batching.config", "flags"
 _INTRA_OP = re.compile(r"^--tensorflow_intra_op_parallelism=(\d+)$", re.MULTILINE)
@@ -146,18 +148,38 @@ class Tuning:
         cores: that the servers had.
         limit: of the 99th percentile, in seconds.
         points: all that were measured.
+        turns: images a second within the limit of those that took turns, by round.
         best: the setting that answers most images a second within the limit.
     """
 
     cores: int
     limit: float
     points: list[Point] = field(default_factory=list)
+    turns: dict[Setting, list[float]] = field(default_factory=dict)
     best: Setting | None = None
 
     def rate(self, setting: Setting) -> float:
         """Images a second within the limit; 0 where even one caller is beyond it."""
+        point = self.peak(setting)
+        return point.images_per_second if point else 0.0
+
+    def peak(self, setting: Setting) -> Point | None:
+        """The point with most images a second within the limit."""
         within = [p for p in self.points if p.setting == setting and p.tail <= self.limit]
-        return max((point.images_per_second for point in within), default=0.0)
+        return max(within, key=lambda point: point.images_per_second, default=None)
+
+    def ranked(self) -> list[Setting]:
+        """All settings, by rate, the best first."""
+        settings = dict.fromkeys(point.setting for point in self.points)
+        return sorted(settings, key=self.rate, reverse=True)
+
+    def shares(self) -> dict[Setting, float]:
+        """Of those that took turns: the median, by round, of the rate ÷ the round's highest."""
+        highest = [max(rates) or 1.0 for rates in zip(*self.turns.values(), strict=True)]
+        return {
+            setting: statistics.median(a / b for a, b in zip(rates, highest, strict=True))
+            for setting, rates in self.turns.items()
+        }
 
     def frontier(self) -> list[Point]:
         """The points that no other beats in both throughput and tail, by throughput."""
@@ -258,6 +280,22 @@ def _points(bench: Bench, tuning: Tuning, setting: Setting, senders: Senders) ->
         tuning.points.append(Point(setting, callers, rate, tail))
         if tail > tuning.limit:
             return
+
+
+def play_off(bench: Bench, tuning: Tuning, rounds: int) -> Tuning:
+    """Let the best settings of a search take turns, and choose among them."""
+    peaks = [peak for each in tuning.ranked()[:FINALISTS] if (peak := tuning.peak(each))]
+    with ExitStack() as stack:
+        senders = [stack.enter_context(bench.serving(peak.setting, tuning.cores)) for peak in peaks]
+        for _ in range(rounds):
+            for peak, sender in zip(peaks, senders, strict=True):
+                found = sender.measure(Closed(peak.callers), bench.window, most=WINDOWS)
+                rate = found.whole.images_per_second if _tail(found) <= tuning.limit else 0.0
+                tuning.turns.setdefault(peak.setting, []).append(rate)
+                bench.tell(f"{peak.setting}, in turns: {rate:.1f} images/s")
+    shares = tuning.shares()
+    tuning.best = max(shares, key=shares.__getitem__)
+    return tuning
 
 
 def _tail(found: Measurement) -> float:
@@ -370,10 +408,20 @@ def report(
         yield ""
         yield "| setting | images/s |"
         yield "|---|---|"
-        settings = dict.fromkeys(point.setting for point in tuning.points)
-        for setting in sorted(settings, key=tuning.rate, reverse=True):
+        for setting in tuning.ranked():
+            yield f"| {setting} | {tuning.rate(setting):.1f} |"
+        yield ""
+        yield "The best of these again, in turns, with the callers that suited each: the median"
+        yield "with the least and the most, and the median of what it got ÷ the best of the same"
+        yield "round."
+        yield ""
+        yield "| setting | images/s | ÷ the best |"
+        yield "|---|---|---|"
+        for setting, share in tuning.shares().items():
             mark = " **chosen**" if setting == tuning.best else ""
-            yield f"| {setting}{mark} | {tuning.rate(setting):.1f} |"
+            rates = tuning.turns[setting]
+            spread = f"{statistics.median(rates):.1f} ({min(rates):.1f} to {max(rates):.1f})"
+            yield f"| {setting}{mark} | {spread} | {share:.2f} |"
         yield ""
         yield "The frontier, of all settings and numbers of callers:"
         yield ""
