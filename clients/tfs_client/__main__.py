@@ -265,7 +265,7 @@ def _add_tune(commands: argparse._SubParsersAction[_Parser]) -> None:
     tune.add_argument("--limit-ms", type=positive, default=500.0, help="of p99 (500)")
     tune.add_argument("--seconds", type=positive, default=1.5, help="of a window (1.5)")
     tune.add_argument(
-        "--repeats", type=count, default=3, help="rounds beside servers nobody tuned (3)"
+        "--repeats", type=count, default=3, help="rounds in which servers take turns (3)"
     )
     tune.add_argument(
         "--setting", type=Path, metavar="FILE",

@@ -308,11 +308,11 @@ def tune(options: argparse.Namespace, images: Sequence[str]) -> int:
             lambda text: print(text, flush=True),
         )
         limit = options.limit_ms / 1e3
-        searched = [] if setting else [tuning.search(bench, each, limit) for each in cores]
-        found = [tuning.play_off(bench, each, options.repeats) for each in searched]
+        rounds = options.repeats
+        found = [] if setting else [tuning.search(bench, each, limit, rounds) for each in cores]
         best = setting or found[-1].best
         assert best
-        compared = tuning.beside_untuned(bench, best, cores[-1], limit, options.repeats)
+        compared = tuning.beside_untuned(bench, best, cores[-1], limit, rounds)
     text = "\n".join(tuning.report(found, compared, facts)) + "\n"
     print(text)
     if options.output and found:

@@ -5,8 +5,8 @@
 One axis of `AXES` is varied at a time, from what was best so far, and the server restarted for each
 value: twenty minutes on two cores. A setting's figure is the images a second of the largest
 number of callers whose 99th percentile is within the limit. Each is measured once, so that luck has
-a part in it: the best of them then take turns, and what wins takes turns with two servers that
-nobody tuned.
+a part in it: the best of an axis then take turns before one is chosen. What was best at last takes
+turns with two servers that nobody tuned.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ LIMITS = (1, 2, 4, 8)  # cores that settings are written for
 REQUEST = 32  # images that every setting takes in one; a version is warmed up with as many
 TAIL = 99.0
 WINDOWS = 5  # of a point, at the most
-FINALISTS = 4
+FINALISTS = 3  # of an axis
 HEAD = "# How concurrent requests are merged; read by TensorFlow Serving and the embedded server.\n"
 CONFIG, FLAG_FILE = "batching.config", "flags"
 _INTRA_OP = re.compile(r"^--tensorflow_intra_op_parallelism=(\d+)$", re.MULTILINE)
@@ -140,6 +140,18 @@ class Point:
     tail: float
 
 
+Turns = dict[Setting, list[float]]
+
+
+def shares(turns: Turns) -> dict[Setting, float]:
+    """The median, by round, of each one's rate ÷ the round's highest."""
+    highest = [max(rates) or 1.0 for rates in zip(*turns.values(), strict=True)]
+    return {
+        setting: statistics.median(a / b for a, b in zip(rates, highest, strict=True))
+        for setting, rates in turns.items()
+    }
+
+
 @dataclass
 class Tuning:
     """What came of a search.
@@ -148,14 +160,14 @@ class Tuning:
         cores: that the servers had.
         limit: of the 99th percentile, in seconds.
         points: all that were measured.
-        turns: images a second within the limit of those that took turns, by round.
+        turns: of each axis, images a second within the limit of those that took turns, by round.
         best: the setting that answers most images a second within the limit.
     """
 
     cores: int
     limit: float
     points: list[Point] = field(default_factory=list)
-    turns: dict[Setting, list[float]] = field(default_factory=dict)
+    turns: list[Turns] = field(default_factory=list)
     best: Setting | None = None
 
     def rate(self, setting: Setting) -> float:
@@ -167,19 +179,6 @@ class Tuning:
         """The point with most images a second within the limit."""
         within = [p for p in self.points if p.setting == setting and p.tail <= self.limit]
         return max(within, key=lambda point: point.images_per_second, default=None)
-
-    def ranked(self) -> list[Setting]:
-        """All settings, by rate, the best first."""
-        settings = dict.fromkeys(point.setting for point in self.points)
-        return sorted(settings, key=self.rate, reverse=True)
-
-    def shares(self) -> dict[Setting, float]:
-        """Of those that took turns: the median, by round, of the rate ÷ the round's highest."""
-        highest = [max(rates) or 1.0 for rates in zip(*self.turns.values(), strict=True)]
-        return {
-            setting: statistics.median(a / b for a, b in zip(rates, highest, strict=True))
-            for setting, rates in self.turns.items()
-        }
 
     def frontier(self) -> list[Point]:
         """The points that no other beats in both throughput and tail, by throughput."""
@@ -246,8 +245,8 @@ class Bench:
             raise TFSError(f"server command {self.command!r}: no such program") from error
 
 
-def search(bench: Bench, cores: int, limit: float) -> Tuning:
-    """Vary one axis after another.
+def search(bench: Bench, cores: int, limit: float, rounds: int) -> Tuning:
+    """Vary one axis after another; the best of each take turns in so many rounds.
 
     Raises:
         TFSError: a server does not start, or none is within the limit.
@@ -261,12 +260,17 @@ def search(bench: Bench, cores: int, limit: float) -> Tuning:
                 with bench.serving(setting, cores) as senders:
                     _points(bench, tuning, setting, senders)
                 bench.tell(f"{setting}: {tuning.rate(setting):.1f} images/s")
-        best = max(tried, key=tuning.rate)
-    if not tuning.rate(best):
-        lowest = min(point.tail for point in tuning.points)
-        raise TFSError(
-            f"no setting has its p99 within {1e3 * limit:g} ms: the lowest is {1e3 * lowest:.0f} ms"
-        )
+        peaks = [peak for setting in tried if (peak := tuning.peak(setting))]
+        if not peaks:
+            lowest = min(point.tail for point in tuning.points)
+            raise TFSError(
+                f"no setting has its p99 within {1e3 * limit:g} ms: the lowest is "
+                f"{1e3 * lowest:.0f} ms"
+            )
+        peaks.sort(key=lambda peak: peak.images_per_second, reverse=True)
+        turns = _in_turns(bench, tuning, peaks[:FINALISTS], rounds)
+        tuning.turns.append(turns)
+        best = max(turns, key=shares(turns).__getitem__)
     tuning.best = best
     return tuning
 
@@ -282,20 +286,18 @@ def _points(bench: Bench, tuning: Tuning, setting: Setting, senders: Senders) ->
             return
 
 
-def play_off(bench: Bench, tuning: Tuning, rounds: int) -> Tuning:
-    """Let the best settings of a search take turns, and choose among them."""
-    peaks = [peak for each in tuning.ranked()[:FINALISTS] if (peak := tuning.peak(each))]
+def _in_turns(bench: Bench, tuning: Tuning, peaks: Sequence[Point], rounds: int) -> Turns:
+    """Settings again, each with the callers that suited it."""
+    turns: Turns = {peak.setting: [] for peak in peaks}
     with ExitStack() as stack:
         senders = [stack.enter_context(bench.serving(peak.setting, tuning.cores)) for peak in peaks]
         for _ in range(rounds):
             for peak, sender in zip(peaks, senders, strict=True):
                 found = sender.measure(Closed(peak.callers), bench.window, most=WINDOWS)
                 rate = found.whole.images_per_second if _tail(found) <= tuning.limit else 0.0
-                tuning.turns.setdefault(peak.setting, []).append(rate)
+                turns[peak.setting].append(rate)
                 bench.tell(f"{peak.setting}, in turns: {rate:.1f} images/s")
-    shares = tuning.shares()
-    tuning.best = max(shares, key=shares.__getitem__)
-    return tuning
+    return turns
 
 
 def _tail(found: Measurement) -> float:
@@ -408,20 +410,21 @@ def report(
         yield ""
         yield "| setting | images/s |"
         yield "|---|---|"
-        for setting in tuning.ranked():
-            yield f"| {setting} | {tuning.rate(setting):.1f} |"
-        yield ""
-        yield "The best of these again, in turns, with the callers that suited each: the median"
-        yield "with the least and the most, and the median of what it got ÷ the best of the same"
-        yield "round."
-        yield ""
-        yield "| setting | images/s | ÷ the best |"
-        yield "|---|---|---|"
-        for setting, share in tuning.shares().items():
+        settings = dict.fromkeys(point.setting for point in tuning.points)
+        for setting in sorted(settings, key=tuning.rate, reverse=True):
             mark = " **chosen**" if setting == tuning.best else ""
-            rates = tuning.turns[setting]
-            spread = f"{statistics.median(rates):.1f} ({min(rates):.1f} to {max(rates):.1f})"
-            yield f"| {setting}{mark} | {spread} | {share:.2f} |"
+            yield f"| {setting}{mark} | {tuning.rate(setting):.1f} |"
+        yield ""
+        yield "The best of each axis again, in turns, with the callers that suited each: the median"
+        yield "with the least and the most, and the median of what it got ÷ the best of the round."
+        for turns in tuning.turns:
+            yield ""
+            yield "| setting | images/s | ÷ the best |"
+            yield "|---|---|---|"
+            for setting, share in shares(turns).items():
+                rates = turns[setting]
+                spread = f"{statistics.median(rates):.1f} ({min(rates):.1f} to {max(rates):.1f})"
+                yield f"| {setting} | {spread} | {share:.2f} |"
         yield ""
         yield "The frontier, of all settings and numbers of callers:"
         yield ""
