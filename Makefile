@@ -106,7 +106,7 @@ serve: $(READY) ## serve the labelled versions, or the newest if none is, on POR
 	@test -d models/googlenet || { echo 'make: no model is published in models/: run `make train export`' >&2; exit 2; }
 	@exec $(BIN)/python -m serving --port=$(PORT) --rest_api_port=$(REST_PORT) \
 	  --monitoring_config_file=serving/config/monitoring.config $(if $(wildcard models/models.config),$(LABELLED),$(NEWEST)) \
-	  --enable_batching --batching_parameters_file=serving/config/batching.config $(file < serving/config/flags)
+	  --enable_batching --batching_parameters_file=serving/config/batching.config $$(cat serving/config/flags)
 
 classify: $(READY) ## classify IMAGE on the server at ADDRESS
 	@test -n "$(IMAGE)" || { echo 'make: name an image: make classify IMAGE=path/to/image.jpg' >&2; exit 2; }

@@ -43,16 +43,17 @@ def test_the_best_setting_is_found_and_beats_what_nobody_tuned(tmp_path, monkeyp
     made = bench(tmp_path)
     found = tune.search(made, 1, limit=0.5, rounds=2)
     assert found.best == Setting(sized(16, 2000, 2), 1)
-    assert found.rate(found.best) > 2 * found.rate(Setting(sized(8, 2000, 2), 1)) > 0
     assert {point.callers for point in found.points} == {1, 8}
     (turns,) = found.turns
     assert {len(rates) for rates in turns.values()} == {2}
+    assert (
+        tune.shares(turns)[found.best] > 2 * tune.shares(turns)[Setting(sized(8, 2000, 2), 1)] > 0
+    )
     compared = tune.beside_untuned(made, found.best, 1, limit=0.5, rounds=1)
     assert list(compared) == ["no batching", "--enable_batching alone", "tuned"]
     assert compared["tuned"].offline[0] > 2 * compared["no batching"].offline[0]
     text = "\n".join(tune.report([found], compared, {"processor": "one"}))
     assert f"{found.best} **chosen**" in text
-    assert f"| {found.best} | " in text
     assert "| no batching | " in text
 
 
@@ -94,8 +95,9 @@ def test_the_frontier_is_what_nothing_beats():
     ]  # fmt: skip
     found = Tuning(2, 0.5, points)
     assert found.frontier() == [points[0], points[3], points[2]]
-    assert found.rate(other) == 80
-    assert found.rate(Setting(None)) == 0
+    again = Point(BEST, 8, 70, 0.1), Point(BEST, 8, 60, 0.3)  # rounds in which it had less luck
+    found.points += again
+    assert found.medians()[2] == Point(BEST, 8, 70, 0.1)
 
 
 def test_what_wins_most_rounds_is_chosen_and_not_what_was_lucky_once():

@@ -2,11 +2,11 @@
 
     tfs tune --limit-ms 500 --output serving/config --server 'server --port={port} {flags}'
 
-One axis of `AXES` is varied at a time, from what was best so far, and the server restarted for each
-value: twenty minutes on two cores. A setting's figure is the images a second of the largest
-number of callers whose 99th percentile is within the limit. Each is measured once, so that luck has
-a part in it: the best of an axis then take turns before one is chosen. What was best at last takes
-turns with two servers that nobody tuned.
+One axis of `AXES` is varied at a time, from what was best so far. All settings of an axis have
+servers that take turns, since what else the machine does changes from minute to minute: half an
+hour on two cores, and the memory of eight servers. A turn's figure is the images a second of the
+largest number of callers whose 99th percentile is within the limit. What was best is then measured
+in turns with two servers that nobody tuned.
 """
 
 from __future__ import annotations
@@ -36,7 +36,6 @@ LIMITS = (1, 2, 4, 8)  # cores that settings are written for
 REQUEST = 32  # images that every setting takes in one; a version is warmed up with as many
 TAIL = 99.0
 WINDOWS = 5  # of a point, at the most
-FINALISTS = 3  # of an axis
 HEAD = "# How concurrent requests are merged; read by TensorFlow Serving and the embedded server.\n"
 CONFIG, FLAG_FILE = "batching.config", "flags"
 _INTRA_OP = re.compile(r"^--tensorflow_intra_op_parallelism=(\d+)$", re.MULTILINE)
@@ -160,7 +159,7 @@ class Tuning:
         cores: that the servers had.
         limit: of the 99th percentile, in seconds.
         points: all that were measured.
-        turns: of each axis, images a second within the limit of those that took turns, by round.
+        turns: of each axis, images a second within the limit, by round.
         best: the setting that answers most images a second within the limit.
     """
 
@@ -170,20 +169,24 @@ class Tuning:
     turns: list[Turns] = field(default_factory=list)
     best: Setting | None = None
 
-    def rate(self, setting: Setting) -> float:
-        """Images a second within the limit; 0 where even one caller is beyond it."""
-        point = self.peak(setting)
-        return point.images_per_second if point else 0.0
-
-    def peak(self, setting: Setting) -> Point | None:
-        """The point with most images a second within the limit."""
-        within = [p for p in self.points if p.setting == setting and p.tail <= self.limit]
-        return max(within, key=lambda point: point.images_per_second, default=None)
+    def medians(self) -> list[Point]:
+        """A point for each setting and number of callers, of all rounds."""
+        found: dict[tuple[Setting, int], list[Point]] = {}
+        for point in self.points:
+            found.setdefault((point.setting, point.callers), []).append(point)
+        return [
+            Point(
+                *of,
+                statistics.median(point.images_per_second for point in points),
+                statistics.median(point.tail for point in points),
+            )
+            for of, points in found.items()
+        ]
 
     def frontier(self) -> list[Point]:
         """The points that no other beats in both throughput and tail, by throughput."""
         found: list[Point] = []
-        for point in sorted(self.points, key=lambda p: (-p.images_per_second, p.tail)):
+        for point in sorted(self.medians(), key=lambda p: (-p.images_per_second, p.tail)):
             if not found or point.tail < found[-1].tail:
                 found.append(point)
         return found[::-1]
@@ -246,7 +249,7 @@ class Bench:
 
 
 def search(bench: Bench, cores: int, limit: float, rounds: int) -> Tuning:
-    """Vary one axis after another; the best of each take turns in so many rounds.
+    """Vary one axis after another; all settings of one take turns, in so many rounds.
 
     Raises:
         TFSError: a server does not start, or none is within the limit.
@@ -254,50 +257,36 @@ def search(bench: Bench, cores: int, limit: float, rounds: int) -> Tuning:
     tuning = Tuning(cores, limit)
     best = start(cores)
     for axis in AXES:
-        tried = list(dict.fromkeys([best, *axis(best, cores)]))
-        for setting in tried:
-            if not any(point.setting == setting for point in tuning.points):
-                with bench.serving(setting, cores) as senders:
-                    _points(bench, tuning, setting, senders)
-                bench.tell(f"{setting}: {tuning.rate(setting):.1f} images/s")
-        peaks = [peak for setting in tried if (peak := tuning.peak(setting))]
-        if not peaks:
-            lowest = min(point.tail for point in tuning.points)
-            raise TFSError(
-                f"no setting has its p99 within {1e3 * limit:g} ms: the lowest is "
-                f"{1e3 * lowest:.0f} ms"
-            )
-        peaks.sort(key=lambda peak: peak.images_per_second, reverse=True)
-        turns = _in_turns(bench, tuning, peaks[:FINALISTS], rounds)
+        turns: Turns = {setting: [] for setting in (best, *axis(best, cores))}
+        with ExitStack() as stack:
+            sending = {s: stack.enter_context(bench.serving(s, cores)) for s in turns}
+            for _ in range(rounds):
+                for setting, senders in sending.items():
+                    turns[setting].append(_turn(bench, tuning, setting, senders))
+                    bench.tell(f"{setting}: {turns[setting][-1]:.1f} images/s")
         tuning.turns.append(turns)
         best = max(turns, key=shares(turns).__getitem__)
+    if not any(itertools.chain(*tuning.turns[-1].values())):
+        lowest = min(point.tail for point in tuning.points)
+        raise TFSError(
+            f"no setting has its p99 within {1e3 * limit:g} ms: the lowest is {1e3 * lowest:.0f} ms"
+        )
     tuning.best = best
     return tuning
 
 
-def _points(bench: Bench, tuning: Tuning, setting: Setting, senders: Senders) -> None:
-    """More and more callers, until the limit is passed."""
+def _turn(bench: Bench, tuning: Tuning, setting: Setting, senders: Senders) -> float:
+    """More and more callers, until the limit is passed; images a second within it, 0 if never."""
+    best = 0.0
     for callers in CALLERS:
         found = senders.measure(Closed(callers), bench.window, most=WINDOWS)
         tail = _tail(found)
         rate = found.whole.images_per_second
         tuning.points.append(Point(setting, callers, rate, tail))
         if tail > tuning.limit:
-            return
-
-
-def _in_turns(bench: Bench, tuning: Tuning, peaks: Sequence[Point], rounds: int) -> Turns:
-    """Settings again, each with the callers that suited it."""
-    turns: Turns = {peak.setting: [] for peak in peaks}
-    with ExitStack() as stack:
-        senders = [stack.enter_context(bench.serving(peak.setting, tuning.cores)) for peak in peaks]
-        for _ in range(rounds):
-            for peak, sender in zip(peaks, senders, strict=True):
-                found = sender.measure(Closed(peak.callers), bench.window, most=WINDOWS)
-                rate = found.whole.images_per_second if _tail(found) <= tuning.limit else 0.0
-                turns[peak.setting].append(rate)
-                bench.tell(f"{peak.setting}, in turns: {rate:.1f} images/s")
-    return turns
+            break
+        best = max(best, rate)
+    return best
 
 
 def _tail(found: Measurement) -> float:
@@ -406,27 +395,20 @@ def report(
         yield ""
         yield f"## {tuning.cores} core{'s' if tuning.cores > 1 else ''}"
         yield ""
-        yield f"Images a second with p99 within {1e3 * tuning.limit:g} ms:"
-        yield ""
-        yield "| setting | images/s |"
-        yield "|---|---|"
-        settings = dict.fromkeys(point.setting for point in tuning.points)
-        for setting in sorted(settings, key=tuning.rate, reverse=True):
-            mark = " **chosen**" if setting == tuning.best else ""
-            yield f"| {setting}{mark} | {tuning.rate(setting):.1f} |"
-        yield ""
-        yield "The best of each axis again, in turns, with the callers that suited each: the median"
-        yield "with the least and the most, and the median of what it got ÷ the best of the round."
+        limit = f"{1e3 * tuning.limit:g} ms"
+        yield f"Images a second with p99 within {limit}, in turns: the median with"
+        yield "the least and the most, and the median of what each got ÷ the best of its round."
         for turns in tuning.turns:
             yield ""
             yield "| setting | images/s | ÷ the best |"
             yield "|---|---|---|"
-            for setting, share in shares(turns).items():
+            for setting, share in sorted(shares(turns).items(), key=lambda item: -item[1]):
+                mark = " **chosen**" if setting == tuning.best else ""
                 rates = turns[setting]
                 spread = f"{statistics.median(rates):.1f} ({min(rates):.1f} to {max(rates):.1f})"
-                yield f"| {setting} | {spread} | {share:.2f} |"
+                yield f"| {setting}{mark} | {spread} | {share:.2f} |"
         yield ""
-        yield "The frontier, of all settings and numbers of callers:"
+        yield "The frontier, of all settings and numbers of callers, medians of the rounds:"
         yield ""
         yield "| images/s | p99 ms | callers | setting |"
         yield "|---|---|---|---|"
