@@ -166,6 +166,11 @@ def test_what_the_report_lacks_is_named_with_the_command(missing: int):
         plan(measured, BATCHING, 1000, 0.1)
 
 
+def test_fewer_callers_than_batch_threads_may_leave_cores_idle():
+    with pytest.raises(TFSError, match="or 4 with requests of 8: measure with `.* 1,4 "):
+        plan(report(), replace(BATCHING, num_batch_threads=4), 1000, 0.1)
+
+
 def test_other_errors_are_told():
     with pytest.raises(TFSError, match="no rate has its p99 within 5 ms: it is 1"):
         plan(report(), BATCHING, 1000, 0.005)

@@ -9,7 +9,8 @@ that the simulation needs:
     1 caller, n images a request   how long a batch of n takes alone: the median, less the time that
                                    the queue waits for more, and what a request takes beside that
     1 caller, 1 image a request    how the time of a batch varies
-    2 or more callers that send    how long a batch takes when no core is ever idle
+    2 callers, or as many as       how long a batch takes when no core is ever idle
+    there are batch threads,
     the largest batches
 """
 
@@ -251,10 +252,11 @@ def _measured(
         for each in sorted(closed, key=lambda each: each.batch)
         if each.amount == 1 and each.batch <= last and _is_run(each.batch, batching)
     }
-    several = [each for each in closed if each.batch == last and (each.amount or 0) > 1]
+    busy = _callers_that_keep_all_busy(batching)
+    several = [each for each in closed if each.batch == last and (each.amount or 0) >= busy]
     if not {first, last} <= alone.keys() or not several:
         raise TFSError(
-            f"the report lacks one caller with requests of {first} and of {last}, or several with "
+            f"the report lacks one caller with requests of {first} and of {last}, or {busy} with "
             f"requests of {last}: measure with `{command(batching)}`"
         )
     chosen = max(several, key=lambda each: each.amount or 0)
@@ -267,9 +269,14 @@ def _measured(
 def command(batching: Batching | None) -> str:
     """What measures all that a plan needs."""
     sizes = (batching.allowed_batch_sizes or (1, batching.largest)) if batching else (1,)
-    several = max(2, batching.num_batch_threads) if batching else 8
+    busy = _callers_that_keep_all_busy(batching)
     each = ",".join(map(str, sizes))
-    return f"tfs bench --concurrency 1,{several} --batch {each} --output FOLDER"
+    return f"tfs bench --concurrency 1,{busy} --batch {each} --output FOLDER"
+
+
+def _callers_that_keep_all_busy(batching: Batching | None) -> int:
+    """One may leave cores idle, and so may fewer batches than are run at a time."""
+    return max(2, batching.num_batch_threads) if batching else 2
 
 
 def _is_run(size: int, batching: Batching | None) -> bool:
