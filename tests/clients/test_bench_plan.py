@@ -167,7 +167,7 @@ def test_what_the_report_lacks_is_named_with_the_command(missing: int):
 
 
 def test_fewer_callers_than_batch_threads_may_leave_cores_idle():
-    with pytest.raises(TFSError, match="or 4 with requests of 8: measure with `.* 1,4 "):
+    with pytest.raises(TFSError, match=r"or 4 with requests of 8: measure with `.* 1,4 "):
         plan(report(), replace(BATCHING, num_batch_threads=4), 1000, 0.1)
 
 
