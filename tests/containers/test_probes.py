@@ -49,9 +49,11 @@ def test_ready_is_available(start_pod, models, version, show):
 
 def _watch(pod, lies: list[str], over: threading.Event) -> None:
     """Whenever the readiness probe has just succeeded, a version must have been AVAILABLE."""
-    with Client(pod.address) as client:
-        while not over.wait(0.2):
-            probe = len(pod.settled("readinessProbe"))
+    while not over.wait(0.2):
+        probe = len(pod.settled("readinessProbe"))
+        # A client that called before the server was up waits up to 5 s until it connects again, and
+        # gRPC has all clients of a process share that.
+        with Client(pod.address) as client:
             try:
                 states = [found.state for found in client.status(timeout=2)]
             except TFSError as error:
