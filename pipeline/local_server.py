@@ -121,7 +121,7 @@ def command_line(command: str | None, port: int, repository: Path, *flags: str) 
 
 
 def batching_flags() -> list[str]:
-    """Those that `tfs tune` found, with its batching file."""
+    """The committed batching file, and the flags beside it."""
     return [
         "--enable_batching",
         f"--batching_parameters_file={BATCHING_CONFIG}",
