@@ -261,9 +261,8 @@ def search(bench: Bench, cores: int, limit: float, rounds: int) -> Tuning:
         with ExitStack() as stack:
             sending = {s: stack.enter_context(bench.serving(s, cores)) for s in turns}
             for _ in range(rounds):
-                for setting, senders in sending.items():
-                    turns[setting].append(_turn(bench, tuning, setting, senders))
-                    bench.tell(f"{setting}: {turns[setting][-1]:.1f} images/s")
+                for setting, rate in _round(bench, tuning, sending).items():
+                    turns[setting].append(rate)
         tuning.turns.append(turns)
         best = max(turns, key=shares(turns).__getitem__)
     if not any(itertools.chain(*tuning.turns[-1].values())):
@@ -275,17 +274,24 @@ def search(bench: Bench, cores: int, limit: float, rounds: int) -> Tuning:
     return tuning
 
 
-def _turn(bench: Bench, tuning: Tuning, setting: Setting, senders: Senders) -> float:
-    """More and more callers, until the limit is passed; images a second within it, 0 if never."""
-    best = 0.0
+def _round(bench: Bench, tuning: Tuning, sending: dict[Setting, Senders]) -> dict[Setting, float]:
+    """Each setting's images a second within the limit, 0 if never.
+
+    All take their turn with a number of callers before any has more: a minute later the same
+    server may answer half as many. One that has passed the limit is not asked again.
+    """
+    best = dict.fromkeys(sending, 0.0)
+    within = dict(sending)
     for callers in CALLERS:
-        found = senders.measure(Closed(callers), bench.window, most=WINDOWS)
-        tail = _tail(found)
-        rate = found.whole.images_per_second
-        tuning.points.append(Point(setting, callers, rate, tail))
-        if tail > tuning.limit:
-            break
-        best = max(best, rate)
+        for setting, senders in list(within.items()):
+            found = senders.measure(Closed(callers), bench.window, most=WINDOWS)
+            point = Point(setting, callers, found.whole.images_per_second, _tail(found))
+            tuning.points.append(point)
+            bench.tell(f"{setting}, {callers} callers: {point.images_per_second:.1f} images/s")
+            if point.tail > tuning.limit:
+                del within[setting]
+            else:
+                best[setting] = max(best[setting], point.images_per_second)
     return best
 
 
@@ -311,7 +317,8 @@ def beside_untuned(
 ) -> dict[str, Scenarios]:
     """The scenarios of the best setting and of those nobody tuned, which take turns.
 
-    All servers run all the time; one that is not asked takes nothing.
+    All servers run all the time; one that is not asked takes nothing. A scenario is every
+    server's before the next one begins.
     """
     settings = {**UNTUNED, "tuned": best}
     found = {name: Scenarios() for name in settings}
@@ -321,16 +328,23 @@ def beside_untuned(
             for name, setting in settings.items()
         }
         for turn in range(rounds):
-            for name, sender in senders.items():
-                measuring = scenarios.measuring(sender, bench.window, lambda _: None)
+            all_of = {
+                name: scenarios.measuring(sender, bench.window, lambda _: None)
+                for name, sender in senders.items()
+            }
+            for name, measuring in all_of.items():
                 alone = scenarios.single_stream(measuring, turn)
-                offline = scenarios.offline(measuring, turn)
-                server = scenarios.server(measuring, bench.window, limit, offline.value, 1, turn)
-                for each in (alone, server, offline):
-                    bench.tell(f"{name}: {each}")
+                bench.tell(f"{name}: {alone}")
                 found[name].single_stream.append(alone.value)
-                found[name].server.append(server.value)
+            for name, measuring in all_of.items():
+                offline = scenarios.offline(measuring, turn)
+                bench.tell(f"{name}: {offline}")
                 found[name].offline.append(offline.value)
+            for name, measuring in all_of.items():
+                highest = found[name].offline[-1]
+                server = scenarios.server(measuring, bench.window, limit, highest, 1, turn)
+                bench.tell(f"{name}: {server}")
+                found[name].server.append(server.value)
     return found
 
 
