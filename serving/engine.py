@@ -27,7 +27,7 @@ from serving.errors import (
 )
 from serving.metrics import Metrics
 from serving.session import Session
-from serving.workers import aside
+from serving.workers import Computation, aside
 
 DEFAULT_SIGNATURE = "serving_default"
 INPUTS, OUTPUTS, CLASSES, SCORES = "inputs", "outputs", "classes", "scores"
@@ -127,6 +127,7 @@ class Servable:
         self._batcher = (
             Batcher(session.run, settings.batching, self._metrics) if settings.batching else None
         )
+        self._computation = Computation()
         self._merged = {signature.tensors for signature in self._signatures.values()}
 
     def signature_definitions(self) -> dict[str, meta_graph_pb2.SignatureDef]:
@@ -277,9 +278,10 @@ class Servable:
         # Only requests for all outputs of a signature are merged; one that filters them runs alone,
         # as in TensorFlow Serving (batching/batching_session.cc, InternalRun).
         merged = (frozenset(feeds), frozenset(fetches)) in self._merged
-        with aside():
-            if self._batcher and merged:
+        if self._batcher and merged:
+            with aside():
                 return self._batcher(feeds, fetches, deadline)
+        with self._computation.once():
             return self._session_run(feeds, fetches)
 
     def _feeds(self, signature: _Signature, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

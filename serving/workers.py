@@ -6,11 +6,14 @@ other; docs/performance.md has what two at work are worth.
 
 import contextlib
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent import futures
 
 AT_WORK = 2  # one in Python, and one in gRPC's C core
+QUICK_SECONDS = 0.0002  # of a processor: handing over to another thread takes as long
+LONG_SECONDS = 0.01  # until somebody else's turn has come, however quick it was last time
 
 _own = threading.local()
 
@@ -23,6 +26,9 @@ class Workers(futures.Executor):
         self._tasks: deque[Callable[[], None]] = deque()
         self._idle: list[threading.Lock] = []  # the last one's memory is still in the cache
         self._threads = self._at_work = 0
+        self._staying: dict[
+            object, float
+        ] = {}  # those who compute and count as at work: since when
         self._lock = threading.Lock()
 
     def submit(self, fn, /, *args, **kwargs) -> futures.Future:
@@ -52,8 +58,29 @@ class Workers(futures.Executor):
             with self._lock:
                 self._at_work += 1
 
+    @contextlib.contextmanager
+    def staying(self) -> Iterator[None]:
+        """As `aside`, but another has to come in vain for a while first."""
+        this = object()
+        self._staying[this] = time.monotonic()
+        try:
+            yield
+        finally:
+            if self._staying.pop(this, None) is None:  # it has been put aside
+                with self._lock:
+                    self._at_work += 1
+
+    def _put_aside(self) -> None:
+        """Those who have computed for long."""
+        long_ago = time.monotonic() - LONG_SECONDS
+        for each, since in list(self._staying.items()):
+            if since < long_ago and self._staying.pop(each, None) is not None:
+                self._at_work -= 1
+
     def _call_another(self) -> None:
         """Another thread, if there is work for it."""
+        if self._tasks and self._staying and self._at_work >= AT_WORK:
+            self._put_aside()
         if not self._tasks or self._at_work >= AT_WORK:
             return
         if self._idle:
@@ -84,3 +111,19 @@ def aside() -> contextlib.AbstractContextManager[None]:
     """Around what waits, or computes outside of Python; no matter on which thread."""
     workers: Workers | None = getattr(_own, "workers", None)
     return workers.aside() if workers else contextlib.nullcontext()
+
+
+class Computation:
+    """What is computed again and again: it goes aside, unless it was quick the last time."""
+
+    def __init__(self) -> None:
+        self._quick = False
+
+    @contextlib.contextmanager
+    def once(self) -> Iterator[None]:
+        """Around one of them, no matter on which thread."""
+        workers: Workers | None = getattr(_own, "workers", None)
+        began = time.thread_time()  # by the wall's clock, others that have Python's lock count too
+        with workers.staying() if workers and self._quick else aside():
+            yield
+        self._quick = time.thread_time() - began < QUICK_SECONDS

@@ -27,6 +27,7 @@ SHAPES = {
     0: tuple((batches, rows) for batches in (1, 2) for rows in (8, 16, 32)),
     1: tuple((2, rows) for rows in (8, 16, 32)),
 }
+RUNS = 2  # of each thread in a step: at its end one waits for the other
 
 
 def name(batches: int, rows: int) -> str:
@@ -40,20 +41,19 @@ def start(settings: dict[str, Any]) -> Data:
     session = Session(Path(settings["model"]), config)
     signature = session.signatures["serving_default"]
     fetches = [signature.outputs["y"].name]
-    shapes = SHAPES[intra_op]
-    pool = futures.ThreadPoolExecutor(max(batches for batches, _ in shapes))
 
     def opened(batches: int, rows: int) -> Callable[[], Step]:
         feeds = {signature.inputs["images"].name: inputs.pictures(rows)}
+        pool = futures.ThreadPoolExecutor(batches)
 
         def step() -> int:
-            runs = [pool.submit(session.run, feeds, fetches) for _ in range(batches)]
+            runs = [pool.submit(session.run, feeds, fetches) for _ in range(RUNS * batches)]
             futures.wait(runs)
             return sum(len(run.result()[0]) for run in runs)
 
         return lambda: step
 
-    return {name(*shape): opened(*shape) for shape in shapes}
+    return {name(*shape): opened(*shape) for shape in SHAPES[intra_op]}
 
 
 if __name__ == "__main__":

@@ -122,6 +122,13 @@ def test_a_batch_waits_for_the_requests_that_come_meanwhile():
     assert found.throughput == pytest.approx(8 / (0.045 + 8 * 0.001), rel=0.02)
 
 
+def test_a_request_takes_one_core_where_a_batch_has_one():
+    """Two batches at a time, of half of all cores each: so much less is taken from them."""
+    service = Service(LARGE.seconds, {1: 0.5, 8: 0.5}, request=0.001)
+    found = simulate(Closed(64), service, Batching(8, 2000, 1000, 2), 8000)
+    assert found.throughput == pytest.approx(8 / (0.045 / 2 + 8 * 0.001 / 2), rel=0.02)
+
+
 def test_the_same_seed_gives_the_same():
     first, second, other = (
         simulate(Poisson(100), service(EXPONENTIAL), None, 1000, seed) for seed in (1, 1, 2)

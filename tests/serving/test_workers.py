@@ -8,7 +8,8 @@ from concurrent import futures
 
 import pytest
 
-from serving.workers import AT_WORK, Workers, aside
+from serving import workers as module
+from serving.workers import AT_WORK, Computation, Workers, aside
 
 SECONDS = 20.0
 
@@ -88,11 +89,53 @@ def test_a_few_that_wait_do_not_hold_up_the_others():
     futures.wait(waiting, SECONDS)
 
 
+def compute(computation, work):
+    with computation.once():
+        return work()
+
+
+def busy():
+    until = time.thread_time() + 2 * module.QUICK_SECONDS
+    while time.thread_time() < until:
+        pass
+
+
+def test_what_was_quick_last_time_stays_at_work_until_it_is_long_and_others_come(monkeypatch):
+    monkeypatch.setattr(module, "LONG_SECONDS", float("inf"))
+    workers, free, computation = Workers(8), threading.Event(), Computation()
+    workers.submit(compute, computation, int).result(SECONDS)
+    computing = [
+        workers.submit(compute, computation, lambda: free.wait(SECONDS)) for _ in range(AT_WORK)
+    ]
+    other = workers.submit(int, "5")
+    with pytest.raises(futures.TimeoutError):
+        other.result(0.2)
+    monkeypatch.setattr(module, "LONG_SECONDS", 0.01)
+    assert workers.submit(int, "6").result(SECONDS) == 6
+    assert other.result(SECONDS) == 5
+    free.set()
+    assert all(each.result(SECONDS) for each in computing)
+
+
+def test_what_was_not_quick_makes_room_at_once(monkeypatch):
+    monkeypatch.setattr(module, "LONG_SECONDS", float("inf"))
+    workers, free, computation = Workers(8), threading.Event(), Computation()
+    for work in (int, busy):
+        workers.submit(compute, computation, work).result(SECONDS)
+    computing = [
+        workers.submit(compute, computation, lambda: free.wait(SECONDS)) for _ in range(AT_WORK)
+    ]
+    assert workers.submit(int, "5").result(SECONDS) == 5
+    free.set()
+    assert all(each.result(SECONDS) for each in computing)
+
+
 def test_nothing_is_lost_whatever_happens_inside():
-    workers = Workers(6)
+    workers, computation = Workers(6), Computation()
 
     def work(seed):
         chance = random.Random(seed)
+        compute(computation, busy if chance.random() < 0.1 else int)
         for _ in range(chance.randrange(3)):
             with aside():
                 time.sleep(chance.random() / 1000)

@@ -310,14 +310,14 @@ def tune(options: argparse.Namespace, images: Sequence[str]) -> int:
         limit = options.limit_ms / 1e3
         rounds = options.repeats
         found = [] if setting else [tuning.search(bench, each, limit, rounds) for each in cores]
+        if options.output and found:
+            written = tuning.files(found)
+            _write(options.output, {name: content.encode() for name, content in written.items()})
         best = setting or found[-1].best
         assert best
         compared = tuning.beside_untuned(bench, best, cores[-1], limit, rounds)
     text = "\n".join(tuning.report(found, compared, facts)) + "\n"
     print(text)
-    if options.output and found:
-        written = tuning.files(found)
-        _write(options.output, {name: content.encode() for name, content in written.items()})
     if options.report:
         _write(options.report.parent, {options.report.name: text.encode()})
     return 0

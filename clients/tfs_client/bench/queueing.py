@@ -49,7 +49,7 @@ class Service:
         demand: images in a batch -> what share of all cores it uses then.
         spread: what a batch's time is multiplied by, drawn anew for each.
         request: seconds before a request is in the queue, in which it takes as much from batches as
-            one of them that needs all cores: the parts of an operation wait for the last of them.
+            the largest of them: where an operation has all cores, its parts wait for the last.
     """
 
     seconds: dict[int, float]
@@ -263,7 +263,7 @@ class _Cores:
         self.images = self.batches = 0
         self._env = env
         self.takes_requests = service.request > 0
-        self._of_request = service.request
+        self._of_request = service.request, service.demand[max(service.demand)]
         self._service = functools.cache(service.of)
         self._spread = service.spread
         self._chance = chance
@@ -282,7 +282,7 @@ class _Cores:
 
     def request(self) -> simpy.Event:
         """Happens when a request is in the queue."""
-        return self._run(self._of_request, 1.0)
+        return self._run(*self._of_request)
 
     def _run(self, seconds: float, demand: float) -> simpy.Event:
         self._advance()

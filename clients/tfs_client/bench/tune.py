@@ -16,11 +16,11 @@ import math
 import re
 import shlex
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tfs_client._client import Client
 from tfs_client._errors import TFSError
@@ -140,14 +140,15 @@ class Point:
 
 
 Turns = dict[Setting, list[float]]
+_Turn = TypeVar("_Turn")
 
 
-def shares(turns: Turns) -> dict[Setting, float]:
-    """The median, by round, of each one's rate ÷ the round's highest."""
+def shares(turns: Mapping[_Turn, Sequence[float]]) -> dict[_Turn, float]:
+    """Of those who take turns: the median, by round, of each one's rate ÷ the round's highest."""
     highest = [max(rates) or 1.0 for rates in zip(*turns.values(), strict=True)]
     return {
-        setting: statistics.median(a / b for a, b in zip(rates, highest, strict=True))
-        for setting, rates in turns.items()
+        each: statistics.median(a / b for a, b in zip(rates, highest, strict=True))
+        for each, rates in turns.items()
     }
 
 
