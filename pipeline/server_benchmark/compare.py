@@ -31,11 +31,11 @@ from tfs_client.bench.measure import Measurement, Senders, senders
 from tfs_client.bench.payloads import Payload
 from tfs_client.bench.sender import PREDICT
 from tfs_client.bench.servers import free_port
-from tfs_client.bench.tune import shares
+from tfs_client.bench.tune import setting_of, shares
 
 from pipeline import files
 from pipeline.errors import PipelineError
-from pipeline.local_server import batching_flags
+from pipeline.local_server import BATCHING_CONFIG, batching_flags
 from pipeline.server_benchmark.in_process_worker import SHAPES, name
 from pipeline.server_benchmark.models import LINE, PRECISIONS
 from pipeline.training_benchmark import report
@@ -47,8 +47,10 @@ WINDOWS = 3  # of a turn at saturation
 TAIL_REQUESTS = 600  # on average, so that there are the 500 that a 99th percentile takes
 WARM_UP_SECONDS = 1.0
 START_SECONDS = 120.0
-# Of serving/config: threads within an operation, batches at a time and rows of each, and the delay.
-INTRA_OP, BATCHES, ROWS, BATCHING_DELAY = 1, 2, 16, 0.002
+BATCHES = 2  # at a time: serving/config has one for each core
+SETTING = setting_of(BATCHING_CONFIG)
+assert SETTING.batching
+ROWS, BATCHING_DELAY = SETTING.batching.largest, SETTING.batching.batch_timeout_micros / 1e6
 SERVED_GOAL = 0.90  # of the in-process throughput, at least
 TAIL_GOAL = 2.0  # in-process batch latencies, and the delay, at the most
 START_GOAL = 8.0  # seconds
@@ -127,7 +129,7 @@ def _measure(
         turns: dict[tuple[int, str], list[float]] = {
             (intra_op, name(*shape)): [] for intra_op in SHAPES for shape in SHAPES[intra_op]
         }
-        like_served = INTRA_OP, name(BATCHES, ROWS)
+        like_served = SETTING.intra_op, name(BATCHES, ROWS)
         for _ in range(rounds):
             for (intra_op, shape), rates in turns.items():
                 rates.append(workers[intra_op].measure(shape, seconds))

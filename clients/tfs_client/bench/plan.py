@@ -1,6 +1,6 @@
 """A measured report -> how many replicas hold a rate, by simulation; see `queueing`.
 
-    tfs bench --concurrency 1,2 --batch 1,2,4,8,16 --payload uint8 --metrics URL --output report/
+    tfs bench --concurrency 1,2 --batch 1,2,4,8 --payload uint8 --metrics URL --output report/
     tfs plan report/ --rate 50000 --p99-ms 100 --batching serving/config/batching.config
 
 The report is of one replica that is served with the same batching file. Its measurements say all
@@ -223,10 +223,11 @@ def service_of(report: Report, batching: Batching | None, cores: float) -> Servi
         )
     slope = (seconds[last] - seconds[first]) / max(1, last - first)
     fixed = max(0.0, seconds[first] - slope * first) / cores if last > first else 0.0
-    # Alone, a batch has no more than all cores.
+    # Alone, a batch has no more than all cores, and no less than one.
     most = min(seconds[last], _median(several) / (several.amount or 1.0) - beside[last])
     image = (most - fixed) / last
-    demand = {size: min(1.0, (fixed + size * image) / took) for size, took in seconds.items()}
+    shares = {size: (fixed + size * image) / took for size, took in seconds.items()}
+    demand = {size: min(1.0, max(1 / cores, share)) for size, share in shares.items()}
     return Service(seconds, demand, _spread(alone[first], seconds[first]), beside[first])
 
 

@@ -441,7 +441,7 @@ def _compared(compared: dict[str, Scenarios]) -> Iterator[str]:
     yield "## Beside what nobody tuned"
     yield ""
     yield "Medians of rounds in which the servers take turns; in brackets the tuned server's figure"
-    yield "÷ this one's, by round."
+    yield "÷ this one's, by round: the median, and the least and the most."
     yield ""
     yield "| server | SingleStream p90 ms | Server requests/s | Offline images/s |"
     yield "|---|---|---|---|"
@@ -455,6 +455,9 @@ def _compared(compared: dict[str, Scenarios]) -> Iterator[str]:
 
 
 def _cell(values: Sequence[float], tuned: Sequence[float], scale: float) -> str:
+    median = f"{scale * statistics.median(values):.1f}"
     ratios = [t / value for t, value in zip(tuned, values, strict=True) if value]
-    ratio = f" ({statistics.median(ratios):.2f})" if ratios and values is not tuned else ""
-    return f"{scale * statistics.median(values):.1f}{ratio}"
+    if values is tuned or not ratios:
+        return median
+    low, middle, high = min(ratios), statistics.median(ratios), max(ratios)
+    return f"{median} ({middle:.2f}, {low:.2f} to {high:.2f})"
