@@ -80,6 +80,13 @@ def test_no_batch_uses_more_than_all_cores():
     assert max(service_of(measured, BATCHING, 2.0).demand.values()) == 1
 
 
+def test_no_batch_uses_less_than_a_core():
+    """Also where two at once are each faster than one was alone."""
+    measured = report()
+    measured.measurements[-1] = callers(2, 8, 0.5 * (FIXED + 8 * EACH + BESIDE))
+    assert set(service_of(measured, BATCHING, 2.0).demand.values()) == {1 / 2}
+
+
 def test_the_time_varies_as_one_callers_requests_do():
     spread = service_of(report(), BATCHING, 2.0).spread
     assert min(spread) == pytest.approx(0.994, abs=2e-3)  # 0.5 % of the wait, too
