@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from concurrent import futures
 
 AT_WORK = 2  # one in Python, and one in gRPC's C core
-QUICK_SECONDS = 0.0002  # of a processor: handing over to another thread takes as long
+QUICK_SECONDS = 0.001  # handing over to another thread takes up to as long
 LONG_SECONDS = 0.01  # until somebody else's turn has come, however quick it was last time
 
 _own = threading.local()
@@ -123,7 +123,7 @@ class Computation:
     def once(self) -> Iterator[None]:
         """Around one of them, no matter on which thread."""
         workers: Workers | None = getattr(_own, "workers", None)
-        began = time.thread_time()  # by the wall's clock, others that have Python's lock count too
+        began = time.perf_counter()
         with workers.staying() if workers and self._quick else aside():
             yield
-        self._quick = time.thread_time() - began < QUICK_SECONDS
+        self._quick = time.perf_counter() - began < QUICK_SECONDS

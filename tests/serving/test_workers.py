@@ -94,14 +94,9 @@ def compute(computation, work):
         return work()
 
 
-def busy():
-    until = time.thread_time() + 2 * module.QUICK_SECONDS
-    while time.thread_time() < until:
-        pass
-
-
 def test_what_was_quick_last_time_stays_at_work_until_it_is_long_and_others_come(monkeypatch):
     monkeypatch.setattr(module, "LONG_SECONDS", float("inf"))
+    monkeypatch.setattr(module, "QUICK_SECONDS", SECONDS)
     workers, free, computation = Workers(8), threading.Event(), Computation()
     workers.submit(compute, computation, int).result(SECONDS)
     computing = [
@@ -120,8 +115,8 @@ def test_what_was_quick_last_time_stays_at_work_until_it_is_long_and_others_come
 def test_what_was_not_quick_makes_room_at_once(monkeypatch):
     monkeypatch.setattr(module, "LONG_SECONDS", float("inf"))
     workers, free, computation = Workers(8), threading.Event(), Computation()
-    for work in (int, busy):
-        workers.submit(compute, computation, work).result(SECONDS)
+    for seconds in (0, 2 * module.QUICK_SECONDS):
+        workers.submit(compute, computation, lambda for_=seconds: time.sleep(for_)).result(SECONDS)
     computing = [
         workers.submit(compute, computation, lambda: free.wait(SECONDS)) for _ in range(AT_WORK)
     ]
@@ -135,7 +130,7 @@ def test_nothing_is_lost_whatever_happens_inside():
 
     def work(seed):
         chance = random.Random(seed)
-        compute(computation, busy if chance.random() < 0.1 else int)
+        compute(computation, lambda: time.sleep(0.002 if chance.random() < 0.1 else 0))
         for _ in range(chance.randrange(3)):
             with aside():
                 time.sleep(chance.random() / 1000)
