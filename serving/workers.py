@@ -26,9 +26,8 @@ class Workers(futures.Executor):
         self._tasks: deque[Callable[[], None]] = deque()
         self._idle: list[threading.Lock] = []  # the last one's memory is still in the cache
         self._threads = self._at_work = 0
-        self._staying: dict[
-            object, float
-        ] = {}  # those who compute and count as at work: since when
+        # Those who compute and count as at work, since when.
+        self._staying: dict[object, float] = {}
         self._lock = threading.Lock()
 
     def submit(self, fn, /, *args, **kwargs) -> futures.Future:

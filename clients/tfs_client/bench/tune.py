@@ -3,10 +3,10 @@
     tfs tune --limit-ms 500 --output serving/config --server 'server --port={port} {flags}'
 
 One axis of `AXES` is varied at a time, from what was best so far. All settings of an axis have
-servers that take turns, since what else the machine does changes from minute to minute: half an
-hour on two cores, and the memory of eight servers. A turn's figure is the images a second of the
-largest number of callers whose 99th percentile is within the limit. What was best is then measured
-in turns with two servers that nobody tuned.
+servers that take turns, since what else the machine does changes from minute to minute: twenty
+minutes for each number of cores, and the memory of eight servers. A round's figure is the images a
+second of the largest number of callers whose 99th percentile is within the limit. What was best is
+then measured in turns with two servers that nobody tuned, which takes as long again.
 """
 
 from __future__ import annotations
