@@ -12,6 +12,8 @@ from typing import Any, NoReturn
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # int8 has no other kernels than oneDNN's; TensorFlow turns them on by itself on newer x86 alone.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+# Else it imports Keras 3 as well, beside the tf-keras that is used.
+os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
 
 from pipeline import config
 from pipeline import run as runs

@@ -3,13 +3,14 @@
 import io
 
 import numpy as np
-from matplotlib.figure import Figure
 
 MOST_CLASSES = 30  # of which every name and count can be read
 
 
 def confusion(counts: list[list[int]], class_names: tuple[str, ...]) -> bytes:
     """A confusion matrix: rows are what is shown, columns what was answered, colours shares."""
+    from matplotlib.figure import Figure  # most of a second, at the start of every stage
+
     matrix = np.array(counts)
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     few = len(class_names) <= MOST_CLASSES

@@ -19,6 +19,8 @@ from pathlib import Path
 # TensorFlow reads these when it is imported. The int8 convolutions exist in oneDNN only.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+# It would import Keras by itself, and Matplotlib with it: more than a second, for nothing here.
+sys.modules["keras"] = None  # type: ignore[assignment]
 
 DEFAULT_METRICS_PATH = "/monitoring/prometheus/metrics"
 
