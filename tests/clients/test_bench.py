@@ -35,7 +35,9 @@ from tests.conftest import ROOT
 
 SLOW_SECONDS = 0.05
 
-LAG_OF_A_TEST = 0.010  # a machine that runs other tests wakes its sleepers late
+# A machine that runs other tests wakes its sleepers late.
+LAG_OF_A_TEST = 0.010
+PATIENCE = 5  # measurements
 
 
 class SlowPayload(Payload):
@@ -144,7 +146,10 @@ def test_a_known_latency_is_found_again():
         return [("cat", 1.0)]
 
     with FakeServer(slow) as server:
-        found = measured(server, Poisson(120), 1.5, most=4, least=4)
+        for _ in range(PATIENCE):  # as a user would, whose sender was itself the limit
+            found = measured(server, Poisson(120), 1.5, most=4, least=4)
+            if not found.invalid:
+                break
     whole = found.whole
     assert whole.errors.total() == 0
     assert whole.sent == whole.latency.total_count > 650
