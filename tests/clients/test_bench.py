@@ -422,6 +422,35 @@ def test_the_machine_is_described():
     assert str(ROOT) not in " ".join(found.values())
 
 
+@pytest.mark.parametrize(("wanted", "stolen", "share"), [(150, 30, 0.2), (0, 0, 0.0)])
+def test_what_the_host_took_is_a_share_of_what_was_wanted(
+    tmp_path, monkeypatch, wanted, stolen, share
+):
+    stat = tmp_path / "stat"
+    monkeypatch.setattr(machine, "_STAT", stat)
+    stat.write_text("cpu  100 1 50 7777 8888 2 3 40 0 0\ncpu0 1 1 1 1\n")
+    before = machine.ProcessorTime.now()
+    assert before == (196, 40)
+    stat.write_text(f"cpu  {100 + wanted - stolen} 1 50 9999 9999 2 3 {40 + stolen} 0 0\n")
+    assert machine.ProcessorTime.now().stolen_since(before) == share
+
+
+def test_a_machine_that_tells_nothing_of_its_host_is_its_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(machine, "_STAT", tmp_path / "none")
+    assert machine.ProcessorTime.now().stolen_since(machine.ProcessorTime.now()) == 0
+
+
+def test_a_row_and_a_comparison_say_what_the_host_took():
+    written, again = made_report(), made_report()
+    again.measurements[0][1].stolen = 0.46
+    words = "the host took 46% of the processors' time"
+    assert report.row(again.measurements[0]).endswith(words)
+    assert "the host" not in report.row(written.measurements[0])
+    (line,) = csv.DictReader(report.rows_of_csv(again).splitlines())
+    assert line["stolen"] == "0.46"
+    assert list(compare.remarks(written, again)) == [f"8 callers of the second report: {words}"]
+
+
 # --- compare ---
 
 

@@ -227,6 +227,8 @@ def compare(options: argparse.Namespace) -> int:
     print(comparing.HEADER)
     for change in found:
         print(change.row(tolerance))
+    for remark in comparing.remarks(before, after):
+        print(remark)
     failures = comparing.new_failures(before, after)
     if failures:
         print(f"{failures} requests failed or were answered wrongly, and none before")

@@ -9,9 +9,11 @@ import sys
 import time
 from importlib import metadata
 from pathlib import Path
+from typing import NamedTuple
 
 INSTRUCTIONS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
 PACKAGES = ("tfs-client", "grpcio", "numpy", "hdrhistogram")
+_STAT = Path("/proc/stat")
 _CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
 _MEMORY_MAX = Path("/sys/fs/cgroup/memory.max")
 
@@ -26,6 +28,30 @@ def cpu_limit() -> float:
     cores = float(len(os.sched_getaffinity(0)))
     quota, _, period = _text(_CPU_MAX, "max 100000").partition(" ")
     return cores if quota == "max" else min(cores, int(quota) / int(period))
+
+
+class ProcessorTime(NamedTuple):
+    """Of all processors, since the machine started; in ticks.
+
+    Attributes:
+        wanted: by processes here.
+        stolen: of that, what a virtual machine's host gave to others
+            (https://man7.org/linux/man-pages/man5/proc_stat.5.html).
+    """
+
+    wanted: int
+    stolen: int
+
+    @classmethod
+    def now(cls) -> ProcessorTime:
+        """Until now; nothing where Linux does not tell."""
+        _, *ticks = _text(_STAT, "cpu 0 0 0 0 0 0 0 0").splitlines()[0].split()
+        user, nice, system, _, _, irq, soft_irq, stolen = map(int, ticks[:8])
+        return cls(user + nice + system + irq + soft_irq + stolen, stolen)
+
+    def stolen_since(self, before: ProcessorTime) -> float:
+        """The share that was stolen, from 0 to 1."""
+        return (self.stolen - before.stolen) / max(1, self.wanted - before.wanted)
 
 
 def describe() -> dict[str, str]:

@@ -13,6 +13,7 @@ from tfs_client._errors import TFSError
 from tfs_client._options import Timeout
 from tfs_client.bench import sender
 from tfs_client.bench.loads import Closed, Load, Replay, Steps
+from tfs_client.bench.machine import ProcessorTime
 from tfs_client.bench.payloads import Payload
 from tfs_client.bench.sender import AGREEING, Report, Task
 from tfs_client.bench.windows import Window, one_after_another, percentile
@@ -27,6 +28,8 @@ LEAD_SECONDS = 0.1  # for all senders to hear of a task before it begins
 # with dozens of threads has the same cores, 10 ms are nothing beside its own latency.
 MOST_LAG_SECONDS, MOST_LAG_SHARE, LAG_PERCENTILE = 0.010, 0.05, 99.0
 MOST_PROCESSOR = 0.9  # of a core
+# From here on a row says so: figures of another moment will be others, whatever was changed.
+MUCH_STOLEN = 0.1
 
 
 @dataclass
@@ -42,6 +45,7 @@ class Measurement:
         seed: of the moments.
         closed: whether it was callers who waited.
         amount: callers, or requests a second that were meant to be sent; None for other loads.
+        stolen: share of the processors' time that the host of this machine gave to others.
     """
 
     load: str
@@ -52,6 +56,7 @@ class Measurement:
     seed: int = 0
     closed: bool = False
     amount: float | None = None
+    stolen: float = 0.0
     _whole: Window | None = field(default=None, repr=False)
 
     @property
@@ -91,6 +96,13 @@ class Measurement:
             return f"not steady: the last {AGREEING} windows differ by more than {AGREE:.0%}"
         return ""
 
+    @property
+    def remark(self) -> str:
+        """What else its reader should know; empty for nothing."""
+        if self.stolen < MUCH_STOLEN:
+            return ""
+        return f"the host took {self.stolen:.0%} of the processors' time"
+
     def to_json(self) -> dict[str, Any]:
         """As JSON has it."""
         return {
@@ -102,6 +114,7 @@ class Measurement:
             "seed": self.seed,
             "closed": self.closed,
             "amount": self.amount,
+            "stolen": self.stolen,
         }
 
     @classmethod
@@ -116,6 +129,7 @@ class Measurement:
             found["seed"],
             found["closed"],
             found["amount"],
+            found.get("stolen", 0.0),  # earlier reports have none
         )
 
 
@@ -132,6 +146,7 @@ def together(measurements: Sequence[Measurement]) -> Measurement:
         first.seed,
         first.closed,
         first.amount,
+        max(each.stolen for each in measurements),
     )
 
 
@@ -181,6 +196,7 @@ class Senders:
         begin = time.monotonic() + LEAD_SECONDS + warm_up
         task = Task(load, begin, warm_up, window, most, seed, check)
         self._tell(task)
+        before = ProcessorTime.now()
         steady: bool | None = None
         for passed in range(1, most + 1):
             last, _ = self._hear(warm_up + window)
@@ -193,7 +209,10 @@ class Senders:
         windows, processor = self._hear(self._timeout)
         amount = getattr(load, "callers", None) or getattr(load, "rate", None)
         closed = isinstance(load, Closed)
-        return Measurement(str(load), self._batch, windows, processor, steady, seed, closed, amount)
+        stolen = ProcessorTime.now().stolen_since(before)
+        return Measurement(
+            str(load), self._batch, windows, processor, steady, seed, closed, amount, stolen
+        )
 
     def _tell(self, message: Task | str) -> None:
         for pipe in self._pipes:

@@ -114,7 +114,7 @@ def row(repeats: Sequence[Measurement]) -> str:
         f"{load:>16} {whole.images_per_second:9.1f}  {spread:20} {latencies} "
         f"{whole.wrong:6} {whole.errors.total():6} {1e3 * all_of_it.lag:10.1f}"
     )
-    said = [_verdict(repeats, all_of_it), *list(whole.errors)[:1]]
+    said = [_verdict(repeats, all_of_it), all_of_it.remark, *list(whole.errors)[:1]]
     return "  ".join([line, *filter(None, said)])
 
 
@@ -136,7 +136,16 @@ def rows_of_csv(report: Report) -> str:
     writer.writerow(
         [
             *("load", "batch", "repeats", "seconds", "images_per_s", "lowest", "highest"),
-            *(*names, "sent", "wrong", "failed", "sender_late_ms", "sender_processor", "verdict"),
+            *(
+                *names,
+                "sent",
+                "wrong",
+                "failed",
+                "sender_late_ms",
+                "sender_processor",
+                "stolen",
+                "verdict",
+            ),
             *side,
         ]
     )
@@ -157,6 +166,7 @@ def _cells(
         latency = whole.percentile(q)
         yield "" if latency is None else f"{1e3 * latency:.3f}"
     yield from (whole.sent, whole.wrong, whole.errors.total(), f"{1e3 * all_of_it.lag:.2f}")
-    yield from (f"{all_of_it.processor:.2f}", _verdict(repeats, all_of_it))
+    yield from (f"{all_of_it.processor:.2f}", f"{all_of_it.stolen:.2f}")
+    yield _verdict(repeats, all_of_it)
     metrics = found[0] if found else {}
     yield from (f"{metrics[name]:.3f}" if name in metrics else "" for name in side)
