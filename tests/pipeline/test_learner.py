@@ -15,11 +15,14 @@ def recipe(image_folder, **fields) -> config.Config:
     return config.from_preset("demo", dataset=str(image_folder), **few | fields)
 
 
-def learn(data, made: config.Config, steps: int) -> Learner:
+def learn(data, made: config.Config, steps: int, traced: bool = True) -> Learner:
+    """A learner after some steps; tracing the step takes longer than a few of them."""
     keras.utils.set_random_seed(made.seed)
     started = strategy.start(made.strategy)
     source = feed.feed(data.train, made)
     built = Learner(made, data.class_names, source.steps_per_epoch, started)
+    if not traced:
+        built._step = built._all_replicas_step
     batches = strategy.distribute(started, partial(source.batches, 0, made.image_size))
     for batch in islice(batches, steps):
         built.learn(batch, [False])
@@ -35,7 +38,7 @@ def test_every_head_is_trained_through_mirrored_replicas(data, image_folder):
 
 def test_flags_come_back_and_means_start_anew_once_taken(data, image_folder):
     made = recipe(image_folder)
-    built = learn(data, made, 0)
+    built = learn(data, made, 0, traced=False)
     batch = next(iter(feed.feed(data.train, made).batches(0, 28)))
     assert built.learn(batch, [True, False])[1] == [True, False]
     assert built.take_means()["loss"] > 0
@@ -45,7 +48,7 @@ def test_flags_come_back_and_means_start_anew_once_taken(data, image_folder):
 def test_frozen_stages_keep_their_weights_and_statistics(data, image_folder):
     built = learn(data, recipe(image_folder, freeze="4a", epochs=1), 0)
     before = {layer.name: layer.get_weights() for layer in built.network.layers}
-    built = learn(data, recipe(image_folder, freeze="4a", epochs=1), 3)
+    built = learn(data, recipe(image_folder, freeze="4a", epochs=1), 3, traced=False)
     moved = {
         layer.name
         for layer in built.network.layers
@@ -58,7 +61,7 @@ def test_frozen_stages_keep_their_weights_and_statistics(data, image_folder):
 def test_the_finished_network_has_the_averaged_weights_and_training_goes_on_with_the_last(
     data, image_folder
 ):
-    built = learn(data, recipe(image_folder, averaging=0.5, epochs=50), 6)
+    built = learn(data, recipe(image_folder, averaging=0.5, epochs=50), 3, traced=False)
     last = [weight.numpy() for weight in built.network.trainable_variables]
     averaged = [weight.numpy() for weight in built.finished().trainable_variables]
     assert any((a != b).any() for a, b in zip(last, averaged, strict=True))
@@ -68,14 +71,16 @@ def test_the_finished_network_has_the_averaged_weights_and_training_goes_on_with
 
 def test_label_smoothing_is_in_the_loss(data, image_folder):
     plain, smoothed = (
-        learn(data, recipe(image_folder, label_smoothing=share), 1).take_means()["loss"]
+        learn(data, recipe(image_folder, label_smoothing=share), 1, traced=False).take_means()[
+            "loss"
+        ]
         for share in (0.0, 0.3)
     )
     assert plain != pytest.approx(smoothed, rel=1e-3)
 
 
 def test_measuring_is_in_float32_on_the_split_given(data, image_folder):
-    built = learn(data, recipe(image_folder, precision="bf16"), 2)
+    built = learn(data, recipe(image_folder, precision="bf16"), 2, traced=False)
     measured = built.measure(data.test)
     assert measured.images == data.test.size
     assert built.dtype == "mixed_bfloat16"
