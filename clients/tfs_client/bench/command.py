@@ -227,8 +227,9 @@ def compare(options: argparse.Namespace) -> int:
     print(comparing.HEADER)
     for change in found:
         print(change.row(tolerance))
-    for remark in comparing.remarks(before, after):
-        print(remark)
+    for name, each in (("before", before), ("after", after)):
+        for remark in each.remarks():
+            print(f"{name}, {remark}")
     failures = comparing.new_failures(before, after)
     if failures:
         print(f"{failures} requests failed or were answered wrongly, and none before")
@@ -339,6 +340,6 @@ def plan(options: argparse.Namespace) -> int:
     measured = Report.of_file(options.report)
     batching = Batching.of_file(options.batching) if options.batching else None
     print(planning.plan(measured, batching, options.rate, options.p99_ms / 1e3))
-    for check in planning.checks(measured, batching):
-        print(check)
+    for line in (*planning.checks(measured, batching), *measured.remarks()):
+        print(line)
     return 0

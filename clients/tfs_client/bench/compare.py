@@ -139,15 +139,6 @@ def _buckets(windows: Sequence[Window]) -> tuple[Array, Array]:
     return np.array(values, float), np.array(counts, float)
 
 
-def remarks(before: Report, after: Report) -> Iterator[str]:
-    """What else the reader of a comparison should know of either report, a line each."""
-    for report, name in ((before, "first"), (after, "second")):
-        for row in report.measurements:
-            whole = together(row)
-            if whole.remark:
-                yield f"{whole.load} of the {name} report: {whole.remark}"
-
-
 def new_failures(before: Report, after: Report) -> int:
     """Requests that failed or were answered wrongly in the second report, if none was before."""
     bad = [

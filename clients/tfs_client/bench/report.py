@@ -62,6 +62,13 @@ class Report:
     server_side: list[dict[str, float]] = field(default_factory=list)
     scenarios: list[Scenario] = field(default_factory=list)
 
+    def remarks(self) -> Iterator[str]:
+        """What its reader should know of a load beyond its figures, a line each."""
+        for row in self.measurements:
+            whole = together(row)
+            if whole.remark:
+                yield f"{whole.load}: {whole.remark}"
+
     def to_json(self) -> str:
         """As a file has it."""
         found = {
