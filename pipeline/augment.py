@@ -61,8 +61,7 @@ def augment(pixels: tf.Tensor, positions: tf.Tensor, recipe: Config) -> tf.Tenso
 
 
 def _mirrored(pixels: tf.Tensor, draws: tf.Tensor) -> tf.Tensor:
-    # A third of the time of mirroring all of them and choosing, and tf.reverse a tenth of a slice's
-    # with step -1.
+    # To mirror all and choose takes three times as long, and a slice with step -1 ten times.
     chosen = tf.where(draws < 0.5)
     mirrored = tf.reverse(tf.gather(pixels, chosen[:, 0]), [2])
     return tf.tensor_scatter_nd_update(pixels, chosen, mirrored)

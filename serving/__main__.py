@@ -19,8 +19,6 @@ from pathlib import Path
 # TensorFlow reads these when it is imported. The int8 convolutions exist in oneDNN only.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
-# It would import Keras by itself, and Matplotlib with it: more than a second, for nothing here.
-sys.modules["keras"] = None  # type: ignore[assignment]
 
 DEFAULT_METRICS_PATH = "/monitoring/prometheus/metrics"
 
@@ -204,6 +202,8 @@ def _log_access(**fields: object) -> None:
 
 
 if __name__ == "__main__":
+    # TensorFlow imports one of them by itself, and Matplotlib with it, which takes a second or two.
+    sys.modules["keras"] = sys.modules["tf_keras"] = None  # type: ignore[assignment]
     code = main()
     logging.shutdown()
     sys.stdout.flush()

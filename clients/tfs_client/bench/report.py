@@ -19,6 +19,10 @@ HEADER = (
     f"{'load':>16}  images/s  (lowest to highest)   p50 ms   p90 ms   p99 ms p99.9 ms"
     "  wrong failed  sender ms"
 )
+LOAD_COLUMNS = ("load", "batch", "repeats", "seconds", "images_per_s", "lowest", "highest")
+FOUND_COLUMNS = (
+    "sent", "wrong", "failed", "sender_late_ms", "sender_processor", "stolen", "verdict",
+)  # fmt: skip
 
 
 @dataclass
@@ -140,22 +144,7 @@ def rows_of_csv(report: Report) -> str:
     names = [f"p{q:g}_ms" for q in PERCENTILES]
     side = sorted({name for found in report.server_side for name in found})
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(
-        [
-            *("load", "batch", "repeats", "seconds", "images_per_s", "lowest", "highest"),
-            *(
-                *names,
-                "sent",
-                "wrong",
-                "failed",
-                "sender_late_ms",
-                "sender_processor",
-                "stolen",
-                "verdict",
-            ),
-            *side,
-        ]
-    )
+    writer.writerow([*LOAD_COLUMNS, *names, *FOUND_COLUMNS, *side])
     for position, repeats in enumerate(report.measurements):
         writer.writerow(_cells(repeats, report.server_side[position : position + 1], side))
     return text.getvalue()
