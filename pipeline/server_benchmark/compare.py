@@ -31,7 +31,8 @@ from tfs_client.bench.measure import Measurement, Senders, senders
 from tfs_client.bench.payloads import Payload
 from tfs_client.bench.sender import PREDICT
 from tfs_client.bench.servers import free_port
-from tfs_client.bench.tune import setting_of, shares
+from tfs_client.bench.setting import setting_of
+from tfs_client.bench.tune import shares
 
 from pipeline import files
 from pipeline.errors import PipelineError

@@ -1,4 +1,4 @@
-"""The tuner with a server whose best setting is known, and what it writes."""
+"""The tuner with a server whose best setting is known."""
 
 import os
 import signal
@@ -11,9 +11,9 @@ from pathlib import Path
 import psutil
 import pytest
 from tfs_client import TFSError
-from tfs_client.bench import measure, payloads, scenarios, tune
-from tfs_client.bench.batching import Batching
-from tfs_client.bench.tune import Bench, Point, Setting, Tuning, sized
+from tfs_client.bench import measure, payloads, scenarios, tune, tune_report
+from tfs_client.bench.setting import Setting, sized
+from tfs_client.bench.tune import Bench, Point, Tuning
 
 from tests.conftest import ROOT
 
@@ -52,7 +52,7 @@ def test_the_best_setting_is_found_and_beats_what_nobody_tuned(tmp_path, monkeyp
     compared = tune.beside_untuned(made, found.best, 1, limit=0.5, rounds=1)
     assert list(compared) == ["no batching", "--enable_batching alone", "tuned"]
     assert compared["tuned"].offline[0] > 2 * compared["no batching"].offline[0]
-    text = "\n".join(tune.report([found], compared, {"processor": "one"}))
+    text = "\n".join(tune_report.report([found], compared, {"processor": "one"}))
     assert f"{found.best} **chosen**" in text
     assert "| no batching | " in text
 
@@ -93,7 +93,7 @@ def test_the_frontier_is_what_nothing_beats():
         Point(BEST, 1, 50, 0.02), Point(other, 1, 40, 0.03), Point(BEST, 8, 90, 0.1),
         Point(other, 8, 80, 0.08), Point(other, 64, 90, 0.9),
     ]  # fmt: skip
-    found = Tuning(2, 0.5, points)
+    found = Tuning(2, 0.5, BEST, points)
     assert found.frontier() == [points[0], points[3], points[2]]
     again = Point(BEST, 8, 70, 0.1), Point(BEST, 8, 60, 0.3)  # rounds in which it had less luck
     found.points += again
@@ -104,61 +104,6 @@ def test_what_wins_most_rounds_is_chosen_and_not_what_was_lucky_once():
     other = replace(BEST, intra_op=1)
     found = tune.shares({BEST: [100, 50, 90], other: [90, 90, 80]})
     assert found == pytest.approx({BEST: 1.0, other: 0.9})
-
-
-def test_flags_are_for_the_setting():
-    assert Setting(None).flags(Path("x")) == []
-    assert BEST.flags(Path("x")) == [
-        "--tensorflow_intra_op_parallelism=2", "--enable_batching", "--batching_parameters_file=x",
-        "--grpc_max_threads=96",
-    ]  # fmt: skip
-    assert Setting(sized(64, 0, 4)).flags(Path("x"))[-1] == "--grpc_max_threads=512"
-
-
-def test_a_setting_takes_requests_as_large_as_a_warm_up_whatever_its_batches():
-    assert sized(8, 0, 1) == Batching(32, 0, 1000, 1, (1, 2, 4, 8), 8)
-    assert sized(64, 0, 1) == Batching(64, 0, 1000, 1, (1, 2, 4, 8, 16, 32, 64))
-
-
-def test_a_setting_that_was_written_is_read_with_its_threads(tmp_path):
-    best = Setting(sized(16, 2000, 3), 1)
-    for name, text in tune.files([Tuning(2, 0.5, best=best)]).items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(text)
-    assert tune.setting_of(tmp_path / "cpus" / "2" / "batching.config") == best
-    (tmp_path / "batching.config").rename(tmp_path / "alone")
-    (tmp_path / "flags").unlink()
-    assert tune.setting_of(tmp_path / "alone") == replace(best, intra_op=0)
-
-
-def test_files_are_for_each_limit_and_say_which_were_measured(tmp_path):
-    two = Tuning(2, 0.5, best=Setting(sized(16, 1000, 2), 1))
-    one = Tuning(1, 0.5, best=Setting(sized(8, 0, 1), 1))
-    written = tune.files([one, two])
-    assert set(written) == {
-        f"{folder}{name}"
-        for folder in ("", "cpus/1/", "cpus/2/", "cpus/4/", "cpus/8/")
-        for name in ("batching.config", "flags")
-    }
-    for name, text in written.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(text)
-    read = {n: Batching.of_file(tmp_path / f"cpus/{n}/batching.config") for n in (1, 2, 4, 8)}
-    assert read == {
-        1: sized(8, 0, 1), 2: sized(16, 1000, 2), 4: sized(16, 1000, 4), 8: sized(16, 1000, 8)
-    }  # fmt: skip
-    assert Batching.of_file(tmp_path / "batching.config") == sized(16, 1000, 0)  # as cores are
-    assert "measured on 2 cores, for any." in written["batching.config"]
-    assert "limit of 2, measured." in written["cpus/2/batching.config"]
-    assert "limit of 8, derived from 2 cores." in written["cpus/8/batching.config"]
-    assert written["cpus/8/flags"] == (
-        "--tensorflow_intra_op_parallelism=1\n--grpc_max_threads=256\n"
-    )
-    whole = Setting(sized(16, 1000, 2), 2)  # each batch has all cores
-    assert tune.scaled(whole, 2, 8) == replace(whole, intra_op=8)
-    assert tune.anywhere(whole, 2) == replace(whole, intra_op=0)
-    odd = Setting(sized(16, 1000, 3), 1)
-    assert tune.anywhere(odd, 2) == odd
 
 
 def test_sigterm_ends_the_servers_too(tmp_path):

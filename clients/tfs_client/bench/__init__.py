@@ -15,7 +15,8 @@ Data flows down this list:
     traffic       what callers got in some time, by the servers' metrics
     canary        two servers' metrics and answers -> promote, hold or roll back
     intervals     of shares
-    tune          servers with other settings -> the best ones, as configuration files
+    setting       what is tuned of a server, as flags and configuration files
+    tune          servers with one setting after another -> the best one; tune_report has the text
     batching      which requests make a batch: TensorFlow Serving's batching file
     queueing      arrivals, a batching queue, cores that are shared: a replica, simulated
     plan          a report -> how many replicas a rate takes, by simulation

@@ -294,11 +294,13 @@ def tune(options: argparse.Namespace, images: Sequence[str]) -> int:
     Returns:
         0.
     """
+    from tfs_client.bench import setting as settings
     from tfs_client.bench import tune as tuning
+    from tfs_client.bench import tune_report
 
     facts = machine.describe()
     cores = sorted(options.cpus or (max(1, int(machine.cpu_limit())),))
-    setting = options.setting and tuning.setting_of(options.setting)
+    setting = options.setting and settings.setting_of(options.setting)
     with tempfile.TemporaryDirectory() as folder:
         bench = tuning.Bench(
             options.server,
@@ -314,12 +316,11 @@ def tune(options: argparse.Namespace, images: Sequence[str]) -> int:
         rounds = options.repeats
         found = [] if setting else [tuning.search(bench, each, limit, rounds) for each in cores]
         if options.output and found:
-            written = tuning.files(found)
+            written = settings.files({each.cores: each.best for each in found})
             _write(options.output, {name: content.encode() for name, content in written.items()})
         best = setting or found[-1].best
-        assert best
         compared = tuning.beside_untuned(bench, best, cores[-1], limit, rounds)
-    text = "\n".join(tuning.report(found, compared, facts)) + "\n"
+    text = "\n".join(tune_report.report(found, compared, facts)) + "\n"
     print(text)
     if options.report:
         _write(options.report.parent, {options.report.name: text.encode()})

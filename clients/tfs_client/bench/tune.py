@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import re
 import shlex
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,79 +24,15 @@ from typing import Any, TypeVar
 from tfs_client._client import Client
 from tfs_client._errors import TFSError
 from tfs_client.bench import measure, scenarios, servers
-from tfs_client.bench.batching import Batching
 from tfs_client.bench.loads import Closed
 from tfs_client.bench.measure import Measurement, Senders
 from tfs_client.bench.payloads import Payload
+from tfs_client.bench.setting import UNTUNED, Setting, sized
 
 PORT, FLAGS = "{port}", "{flags}"
 CALLERS = (1, 4, 16, 64)
-LIMITS = (1, 2, 4, 8)  # cores that settings are written for
-REQUEST = 32  # images that every setting takes in one; a version is warmed up with as many
 TAIL = 99.0
 WINDOWS = 5  # of a point, at the most
-HEAD = "# How concurrent requests are merged; read by TensorFlow Serving and the embedded server.\n"
-CONFIG, FLAG_FILE = "batching.config", "flags"
-_INTRA_OP = re.compile(r"^--tensorflow_intra_op_parallelism=(\d+)$", re.MULTILINE)
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What is tuned.
-
-    Attributes:
-        batching: None for a server that does not merge requests.
-        intra_op: threads within an operation; 0 for one per core that the server sees.
-    """
-
-    batching: Batching | None
-    intra_op: int = 0
-
-    def __str__(self) -> str:
-        if self.batching is None:
-            return "no batching"
-        of = self.batching
-        return (
-            f"batches of {of.largest} within {of.batch_timeout_micros / 1e3:g} ms, "
-            f"{of.num_batch_threads or 'default'} × {self.intra_op or 'default'} threads"
-        )
-
-    def flags(self, config: Path) -> list[str]:
-        """TensorFlow Serving's, with the batching file in its place."""
-        found = []
-        if self.intra_op:
-            found.append(f"--tensorflow_intra_op_parallelism={self.intra_op}")
-        if self.batching is not None:
-            found += ["--enable_batching", f"--batching_parameters_file={config}"]
-            # Twice what all batch threads can hold: requests that wait for a batch hold a thread.
-            held = self.batching.largest * max(1, self.batching.num_batch_threads)
-            found.append(f"--grpc_max_threads={max(96, 2 * held)}")
-        return found
-
-
-def setting_of(config: Path) -> Setting:
-    """A batching file, with the threads of the `flags` beside it.
-
-    Raises:
-        TFSError: as `Batching.of_file`.
-    """
-    batching = Batching.of_file(config)
-    beside = config.with_name(FLAG_FILE)
-    found = _INTRA_OP.search(beside.read_text()) if beside.exists() else None
-    return Setting(batching, int(found[1]) if found else 0)
-
-
-UNTUNED = {
-    "no batching": Setting(None),
-    "--enable_batching alone": Setting(Batching()),
-}
-
-
-def sized(largest: int, micros: int, threads: int) -> Batching:
-    """Batches of powers of two, which a model can be warmed up with; larger requests are split."""
-    sizes = tuple(2**n for n in range(largest.bit_length()))
-    split = largest if largest < REQUEST else 0
-    return Batching(max(largest, REQUEST), micros, 1000, threads, sizes, split)
 
 
 def start(cores: int) -> Setting:
@@ -159,16 +94,16 @@ class Tuning:
     Attributes:
         cores: that the servers had.
         limit: of the 99th percentile, in seconds.
+        best: the setting that answers most images a second within the limit.
         points: all that were measured.
         turns: of each axis, images a second within the limit, by round.
-        best: the setting that answers most images a second within the limit.
     """
 
     cores: int
     limit: float
+    best: Setting
     points: list[Point] = field(default_factory=list)
     turns: list[Turns] = field(default_factory=list)
-    best: Setting | None = None
 
     def medians(self) -> list[Point]:
         """A point for each setting and number of callers, of all rounds."""
@@ -255,23 +190,21 @@ def search(bench: Bench, cores: int, limit: float, rounds: int) -> Tuning:
     Raises:
         TFSError: a server does not start, or none is within the limit.
     """
-    tuning = Tuning(cores, limit)
-    best = start(cores)
+    tuning = Tuning(cores, limit, start(cores))
     for axis in AXES:
-        turns: Turns = {setting: [] for setting in (best, *axis(best, cores))}
+        turns: Turns = {setting: [] for setting in (tuning.best, *axis(tuning.best, cores))}
         with ExitStack() as stack:
             sending = {s: stack.enter_context(bench.serving(s, cores)) for s in turns}
             for _ in range(rounds):
                 for setting, rate in _round(bench, tuning, sending).items():
                     turns[setting].append(rate)
         tuning.turns.append(turns)
-        best = max(turns, key=shares(turns).__getitem__)
+        tuning.best = max(turns, key=shares(turns).__getitem__)
     if not any(itertools.chain(*tuning.turns[-1].values())):
         lowest = min(point.tail for point in tuning.points)
         raise TFSError(
             f"no setting has its p99 within {1e3 * limit:g} ms: the lowest is {1e3 * lowest:.0f} ms"
         )
-    tuning.best = best
     return tuning
 
 
@@ -347,117 +280,3 @@ def beside_untuned(
                 bench.tell(f"{name}: {server}")
                 found[name].server.append(server.value)
     return found
-
-
-def scaled(setting: Setting, measured: int, cores: int) -> Setting:
-    """The same setting for another number of cores: threads grow with them, batches do not."""
-    assert setting.batching
-    threads = setting.batching.num_batch_threads
-    if setting.intra_op == measured:  # each batch has all cores
-        return replace(setting, intra_op=cores)
-    threads = max(1, round(threads * cores / measured))
-    return replace(setting, batching=replace(setting.batching, num_batch_threads=threads))
-
-
-def anywhere(setting: Setting, measured: int) -> Setting:
-    """The same for any number of cores, where the server's own defaults follow them."""
-    assert setting.batching
-    if setting.intra_op == measured:
-        return replace(setting, intra_op=0)
-    if setting.batching.num_batch_threads == measured:
-        return replace(setting, batching=replace(setting.batching, num_batch_threads=0))
-    return setting
-
-
-def files(tunings: Sequence[Tuning]) -> dict[str, str]:
-    """Paths below the folder of configuration files -> their text.
-
-    There is one pair of files for each limit of cores, and one for any number of them. What was
-    measured is as measured; other limits are derived from the largest that was.
-    """
-    measured = {tuning.cores: tuning for tuning in tunings}
-    largest = measured[max(measured)]
-    assert largest.best
-    found = _pair(
-        "", anywhere(largest.best, largest.cores), f"measured on {largest.cores} cores, for any"
-    )
-    for cores in sorted({*LIMITS, *measured}):
-        origin = measured.get(cores, largest)
-        assert origin.best
-        setting = scaled(origin.best, origin.cores, cores)
-        how = "measured" if cores in measured else f"derived from {origin.cores} cores"
-        found |= _pair(f"cpus/{cores}/", setting, f"for a CPU limit of {cores}, {how}")
-    return found
-
-
-def _pair(folder: str, setting: Setting, how: str) -> dict[str, str]:
-    assert setting.batching
-    flags = [flag for flag in setting.flags(Path(CONFIG)) if "batching" not in flag]
-    return {
-        f"{folder}{CONFIG}": f"{HEAD}# Written by `tfs tune`, {how}.\n{setting.batching.to_text()}",
-        f"{folder}{FLAG_FILE}": "".join(f"{flag}\n" for flag in flags),
-    }
-
-
-def report(
-    tunings: Sequence[Tuning], compared: dict[str, Scenarios], facts: dict[str, str]
-) -> Iterator[str]:
-    """Lines of Markdown."""
-    yield "# Tuning" if tunings else "# A setting beside what nobody tuned"
-    yield ""
-    yield from (f"- {name}: {value}" for name, value in facts.items())
-    for tuning in tunings:
-        yield ""
-        yield f"## {tuning.cores} core{'s' if tuning.cores > 1 else ''}"
-        yield ""
-        limit = f"{1e3 * tuning.limit:g} ms"
-        yield f"Images a second with p99 within {limit}, in turns: the median with"
-        yield "the least and the most, and the median of what each got ÷ the best of its round."
-        for turns in tuning.turns:
-            yield ""
-            yield "| setting | images/s | ÷ the best |"
-            yield "|---|---|---|"
-            for setting, share in sorted(shares(turns).items(), key=lambda item: -item[1]):
-                mark = " **chosen**" if setting == tuning.best else ""
-                rates = turns[setting]
-                spread = f"{statistics.median(rates):.1f} ({min(rates):.1f} to {max(rates):.1f})"
-                yield f"| {setting}{mark} | {spread} | {share:.2f} |"
-        yield ""
-        yield "The frontier, of all settings and numbers of callers, medians of the rounds:"
-        yield ""
-        yield "| images/s | p99 ms | callers | setting |"
-        yield "|---|---|---|---|"
-        for point in tuning.frontier():
-            yield (
-                f"| {point.images_per_second:.1f} | {1e3 * point.tail:.0f} | {point.callers} | "
-                f"{point.setting} |"
-            )
-    yield from _compared(compared)
-
-
-def _compared(compared: dict[str, Scenarios]) -> Iterator[str]:
-    tuned = compared["tuned"]
-    yield ""
-    yield "## Beside what nobody tuned"
-    yield ""
-    yield "Medians of rounds in which the servers take turns; in brackets the tuned server's figure"
-    yield "÷ this one's, by round: the median, and the least and the most."
-    yield ""
-    yield "| server | SingleStream p90 ms | Server requests/s | Offline images/s |"
-    yield "|---|---|---|---|"
-    for name, found in compared.items():
-        cells = [
-            _cell(found.single_stream, tuned.single_stream, 1e3),
-            _cell(found.server, tuned.server, 1),
-            _cell(found.offline, tuned.offline, 1),
-        ]
-        yield f"| {name} | {' | '.join(cells)} |"
-
-
-def _cell(values: Sequence[float], tuned: Sequence[float], scale: float) -> str:
-    median = f"{scale * statistics.median(values):.1f}"
-    ratios = [t / value for t, value in zip(tuned, values, strict=True) if value]
-    if values is tuned or not ratios:
-        return median
-    low, middle, high = min(ratios), statistics.median(ratios), max(ratios)
-    return f"{median} ({middle:.2f}, {low:.2f} to {high:.2f})"
