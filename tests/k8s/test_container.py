@@ -1,11 +1,13 @@
 """Images and the compose file, without an engine: linters, the entry script, what they copy."""
 
+import argparse
 import ast
 import json
 import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -86,11 +88,37 @@ def test_the_entry_takes_its_threads_from_the_cpu_limit(tmp_path, files, expecte
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
-    server = tmp_path / "tensorflow_model_server"
+    parsed = started_by_the_entry(tmp_path, ROOT / "serving/config")
+    cpus = int(expected or len(os.sched_getaffinity(0)))
+    assert parsed.tensorflow_intra_op_parallelism == 1
+    assert batching.read(parsed.batching_parameters_file).threads == cpus
+    assert parsed.tensorflow_inter_op_parallelism == cpus
+    assert parsed.model_config_file_poll_wait_seconds == 5
+
+
+@pytest.mark.parametrize(
+    ("text", "threads"),
+    [
+        ("max_batch_size { value: 8 } num_batch_threads { value: 3 }\n", 3),
+        ("# num_batch_threads follows the limit\nmax_batch_size { value: 8 }\n", 77),
+    ],
+)
+def test_the_entry_leaves_threads_that_a_batching_file_has(tmp_path, text, threads):
+    (tmp_path / "cpu.max").write_text("7700000 100000\n")
+    config = tmp_path / "config"
+    config.mkdir()
+    (config / "batching.config").write_text(text)
+    parsed = started_by_the_entry(tmp_path, config)
+    assert batching.read(parsed.batching_parameters_file).threads == threads
+
+
+def started_by_the_entry(folder: Path, config: Path) -> argparse.Namespace:
+    """The flags of the server that it starts, where a folder is the container's cgroup."""
+    server = folder / "tensorflow_model_server"
     server.write_text('#!/bin/sh\necho "$$"\nprintf "%s\\n" "$@"\n')
     server.chmod(0o755)
-    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "CGROUP": str(tmp_path)}
-    environment |= {"CONFIG": str(ROOT / "serving/config"), "TMPDIR": str(tmp_path)}
+    environment = {"PATH": f"{folder}:{os.environ['PATH']}", "CGROUP": str(folder)}
+    environment |= {"CONFIG": str(config), "TMPDIR": str(folder)}
     with subprocess.Popen(
         [FOLDER / "serve", "--model_config_file_poll_wait_seconds=5"],
         env=environment, stdout=subprocess.PIPE, text=True,
@@ -98,12 +126,7 @@ def test_the_entry_takes_its_threads_from_the_cpu_limit(tmp_path, files, expecte
         pid, *arguments = started.communicate(timeout=20)[0].splitlines()
     assert started.returncode == 0
     assert int(pid) == started.pid  # exec: signals reach the server
-    parsed = flags.parse(arguments)
-    cpus = int(expected or len(os.sched_getaffinity(0)))
-    assert parsed.tensorflow_intra_op_parallelism == 1
-    assert batching.read(parsed.batching_parameters_file).threads == cpus
-    assert parsed.tensorflow_inter_op_parallelism == cpus
-    assert parsed.model_config_file_poll_wait_seconds == 5
+    return flags.parse(arguments)
 
 
 def test_the_entrys_flags_are_the_deployments():
