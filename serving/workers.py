@@ -13,7 +13,7 @@ from concurrent import futures
 
 AT_WORK = 2  # one in Python, and one in gRPC's C core
 QUICK_SECONDS = 0.001  # handing over to another thread takes up to as long
-LONG_SECONDS = 0.01  # until somebody else's turn has come, however quick it was last time
+LONG_SECONDS = 0.01  # until it is the turn of those who wait, however quick it was last time
 
 _own = threading.local()
 
@@ -29,6 +29,8 @@ class Workers(futures.Executor):
         # Those who compute and count as at work, since when.
         self._staying: dict[object, float] = {}
         self._lock = threading.Lock()
+        self._crowded = threading.Event()  # somebody waits for those at work
+        threading.Thread(target=self._watch, name="watch", daemon=True).start()
 
     def submit(self, fn, /, *args, **kwargs) -> futures.Future:
         """As any executor's."""
@@ -59,7 +61,7 @@ class Workers(futures.Executor):
 
     @contextlib.contextmanager
     def staying(self) -> Iterator[None]:
-        """As `aside`, but another has to come in vain for a while first."""
+        """As `aside`, but only once it takes long."""
         this = object()
         self._staying[this] = time.monotonic()
         try:
@@ -68,6 +70,16 @@ class Workers(futures.Executor):
             if self._staying.pop(this, None) is None:  # it has been put aside
                 with self._lock:
                     self._at_work += 1
+
+    def _watch(self) -> None:
+        """See that those who wait do not wait for long, also when no further call comes."""
+        while True:
+            self._crowded.wait()
+            time.sleep(LONG_SECONDS)
+            with self._lock:
+                self._crowded.clear()
+                for _ in range(AT_WORK):
+                    self._call_another()
 
     def _put_aside(self) -> None:
         """Those who have computed for long."""
@@ -78,11 +90,13 @@ class Workers(futures.Executor):
 
     def _call_another(self) -> None:
         """Another thread, if there is work for it."""
-        if self._tasks and self._staying and self._at_work >= AT_WORK:
-            self._put_aside()
-        if not self._tasks or self._at_work >= AT_WORK:
+        if not self._tasks:
             return
-        if self._idle:
+        if self._at_work >= AT_WORK:
+            self._put_aside()
+        if self._at_work >= AT_WORK:
+            self._crowded.set()
+        elif self._idle:
             self._at_work += 1
             self._idle.pop().release()
         elif self._threads < self._most:

@@ -94,26 +94,24 @@ def compute(computation, work):
         return work()
 
 
-def test_what_was_quick_last_time_stays_at_work_until_it_is_long_and_others_come(monkeypatch):
-    monkeypatch.setattr(module, "LONG_SECONDS", float("inf"))
+def test_what_was_quick_last_time_stays_at_work_until_it_is_long_and_others_wait(monkeypatch):
+    monkeypatch.setattr(module, "LONG_SECONDS", 1.0)
     monkeypatch.setattr(module, "QUICK_SECONDS", SECONDS)
     workers, free, computation = Workers(8), threading.Event(), Computation()
     workers.submit(compute, computation, int).result(SECONDS)
     computing = [
         workers.submit(compute, computation, lambda: free.wait(SECONDS)) for _ in range(AT_WORK)
     ]
-    other = workers.submit(int, "5")
+    others = [workers.submit(int, "5") for _ in range(3)]
     with pytest.raises(futures.TimeoutError):
-        other.result(0.2)
-    monkeypatch.setattr(module, "LONG_SECONDS", 0.01)
-    assert workers.submit(int, "6").result(SECONDS) == 6
-    assert other.result(SECONDS) == 5
+        others[0].result(0.5)
+    assert [each.result(SECONDS) for each in others] == [5, 5, 5]
     free.set()
     assert all(each.result(SECONDS) for each in computing)
 
 
 def test_what_was_not_quick_makes_room_at_once(monkeypatch):
-    monkeypatch.setattr(module, "LONG_SECONDS", float("inf"))
+    monkeypatch.setattr(module, "LONG_SECONDS", 2 * SECONDS)
     workers, free, computation = Workers(8), threading.Event(), Computation()
     for seconds in (0, 2 * module.QUICK_SECONDS):
         workers.submit(compute, computation, lambda for_=seconds: time.sleep(for_)).result(SECONDS)
