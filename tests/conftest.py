@@ -34,7 +34,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 ROOT = Path(__file__).parent.parent
 COLOURS = {"blue": (30, 40, 220), "green": (20, 200, 40), "red": (230, 30, 20)}
 IMAGES_PER_CLASS = 16
-FEW_STEPS = {"epochs": 12, "batch_size": 8, "learning_rate": 0.002, "precision": "fp32"}
+FEW_STEPS = {"epochs": 20, "batch_size": 8, "learning_rate": 0.002, "precision": "fp32"}
 
 
 def colour_image(name: str, seed: int) -> np.ndarray:

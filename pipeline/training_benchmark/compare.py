@@ -33,7 +33,7 @@ from pipeline.training_benchmark.worker import Worker, WorkerError
 
 T = TypeVar("T")
 
-STARTS = 3  # of which the median is told
+STARTS = 3  # of which the median is told; fewer where there are fewer rounds
 PRECISIONS = ("fp32", "bf16")
 
 
@@ -133,7 +133,7 @@ def benchmark(
     starts: list[float] = []
     failure = ""
     try:
-        for _ in _counted("starting", range(STARTS)):
+        for _ in _counted("starting", range(min(STARTS, rounds))):
             starts.append(start_up.first_step_seconds(data_dir, mirror))
     except PipelineError as error:  # what was measured before is not thrown away
         failure = str(error)

@@ -74,7 +74,7 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_been(run, image_folder, tm
     process = start(
         "--dataset", image_folder, "--run", interrupted, "--checkpoint-seconds", 1, *flags
     )  # fmt: skip
-    wait_for_step(process, interrupted, random.randint(1, 30))
+    wait_for_step(process, interrupted, random.randint(1, 60))
     process.send_signal(signals[0])
     said, errors = process.communicate(timeout=60)
     assert process.returncode == {signal.SIGKILL: -9, signal.SIGTERM: 143}[signals[0]]

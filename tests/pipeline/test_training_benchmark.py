@@ -40,7 +40,7 @@ def chosen(tmp_path):
     return configurations(TINY, tmp_path, None, tmp_path / "photos")
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # .ci/run measures too
 def test_workers_take_turns_and_one_that_fails_is_left_out(chosen):
     ours = [c for c in chosen if c.framework == OURS]
     broken = replace(ours[0], name="broken", settings={"recipe": {"preset": "x", "precision": "y"}})
@@ -146,11 +146,3 @@ def test_a_training_that_does_not_start_is_an_error(code, message):
 def test_no_rounds_measure_nothing(tmp_path):
     with pytest.raises(PipelineError, match="0 rounds of 1 seconds measure nothing"):
         benchmark(tmp_path, None, rounds=0, seconds=1.0)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
-def test_the_whole_of_it(command):
-    done = command("pipeline", "benchmark-training", "--rounds", 1, "--seconds", 1, timeout=1800)
-    assert done.returncode == 0, done.stderr
-    assert "goal 30 s" in done.stdout
