@@ -32,7 +32,8 @@ from typing import Any, Self
 
 from pipeline.errors import PipelineError
 
-SETTLE_SECONDS = 2.0  # of steps before those measured: memory is claimed, data is read ahead
+# Of steps before those measured, and no more than of those: memory is claimed, data is read ahead.
+SETTLE_SECONDS = 2.0
 LEAST_STEPS = 2  # to settle, and to measure
 WARM_UP_SECONDS = 1200.0  # longest wait for a first step; compilers are slow on few cores
 ANSWER_SECONDS = 300.0  # longest wait for an answer beyond the time asked for
@@ -164,7 +165,7 @@ def serve(versions: Mapping[str, str], start: Callable[[dict[str, Any]], Data]) 
         try:
             data = start(json.loads(sys.argv[1]))
             for opened in data.values():
-                _measure(opened, 0.0, settle=0.0)
+                _measure(opened, 0.0)
             _give_back_memory()
             answer(ready=dict(versions))
             for line in sys.stdin:
@@ -178,12 +179,10 @@ def serve(versions: Mapping[str, str], start: Callable[[dict[str, Any]], Data]) 
     return 0
 
 
-def _measure(
-    opened: Callable[[], Step], seconds: float, settle: float = SETTLE_SECONDS
-) -> tuple[int, float]:
+def _measure(opened: Callable[[], Step], seconds: float) -> tuple[int, float]:
     """Images trained on, and in how many seconds; whole steps."""
     step = opened()
-    _repeat(step, settle)
+    _repeat(step, min(SETTLE_SECONDS, seconds))
     return _repeat(step, seconds)
 
 
