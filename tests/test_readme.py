@@ -27,7 +27,7 @@ def test_the_clients_example_runs(document, client, tmp_path, capsys):
 
 def mentioned(text: str) -> set[str]:
     """Targets in `make a b VARIABLE=…`."""
-    commands = re.findall(r"^\s*make ([^#&\n]*)|`make ([^`\n]*)`", text, re.M)
+    commands = re.findall(r"^\s*(?:again )?make ([^#&\n]*)|`make ([^`\n]*)`", text, re.M)
     words = " ".join(first or second for first, second in commands).split()
     return {word for word in words if re.fullmatch(r"[a-z0-9-]+", word)}
 
