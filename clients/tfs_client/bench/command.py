@@ -294,13 +294,13 @@ def tune(options: argparse.Namespace, images: Sequence[str]) -> int:
     Returns:
         0.
     """
-    from tfs_client.bench import setting as settings
     from tfs_client.bench import tune as tuning
     from tfs_client.bench import tune_report
+    from tfs_client.bench.setting import files, setting_of
 
     facts = machine.describe()
     cores = sorted(options.cpus or (max(1, int(machine.cpu_limit())),))
-    setting = options.setting and settings.setting_of(options.setting)
+    setting = options.setting and setting_of(options.setting)
     with tempfile.TemporaryDirectory() as folder:
         bench = tuning.Bench(
             options.server,
@@ -316,7 +316,7 @@ def tune(options: argparse.Namespace, images: Sequence[str]) -> int:
         rounds = options.repeats
         found = [] if setting else [tuning.search(bench, each, limit, rounds) for each in cores]
         if options.output and found:
-            written = settings.files({each.cores: each.best for each in found})
+            written = files({each.cores: each.best for each in found})
             _write(options.output, {name: content.encode() for name, content in written.items()})
         best = setting or found[-1].best
         compared = tuning.beside_untuned(bench, best, cores[-1], limit, rounds)
