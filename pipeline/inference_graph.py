@@ -1,7 +1,8 @@
 """A trained network -> the graph that serves it: constants only, in the precision asked for.
 
 Batch normalisation is folded into the convolutions, dropout and auxiliary heads are gone, and the
-rest is built by `googlenet.blocks`, as the trained network was, of TensorFlow's own operations.
+rest is built by `googlenet.blocks`, as the trained network was, of TensorFlow's own operations. The
+halves of a large batch are computed side by side.
 
     precision   convolutions                    runs on
     fp32        float32                         any processor
@@ -36,8 +37,8 @@ BLOCK_OF = {
 }
 BINS = 2048  # of a histogram of activations
 LEAST_BINS = 128  # that a limit keeps
-# Rows of a batch whose halves are computed side by side: threads that have finished a layer of one
-# do not wait for the others, but go on with the other half.
+# Rows of a batch that is computed in halves: a thread that has done its share of a layer goes on
+# with the other half, where it would wait for the others. Smaller ones are for a core each.
 HALVED_FROM = 16
 
 Graph = Callable[[tf.Tensor], dict[str, tf.Tensor]]
@@ -128,23 +129,23 @@ def _function(network: keras.Model, stem: str, net: "_Float | _Int8") -> Graph:
     kernel, bias = network.get_layer("logits").get_weights()
     pixels = tf.TensorSpec(network.input.shape, tf.uint8, "pixels")
 
-    # Kept as a call: its constants are there once, and the call that is not made costs nothing.
+    # Not inlined: its constants are there once, and the half that is not there costs nothing.
     @tf.function(input_signature=[pixels], experimental_attributes={"_noinline": True})
-    def ends(pixels: tf.Tensor) -> dict[str, tf.Tensor]:
+    def part(pixels: tf.Tensor) -> dict[str, tf.Tensor]:
         *_, (_, x) = googlenet.blocks(net, net.read(pixels), stem)
         embedding = tf.reduce_mean(net.values(x), (1, 2))
         return {"embedding": embedding, "logits": embedding @ tf.constant(kernel) + bias}
 
-    ends_of = ends.get_concrete_function()
+    of = part.get_concrete_function()
 
     @tf.function(input_signature=[pixels])
     def graph(pixels: tf.Tensor) -> dict[str, tf.Tensor]:
         rows = tf.shape(pixels)[0]
         half = tf.where(rows < HALVED_FROM, 0, rows // 2)
-        last = ends_of(pixels[half:])
+        last = of(pixels[half:])
         first = tf.cond(
             half > 0,
-            lambda: ends_of(pixels[:half]),
+            lambda: of(pixels[:half]),
             lambda: {name: values[:0] for name, values in last.items()},
         )
         return {name: tf.concat([first[name], last[name]], 0) for name in last}
