@@ -1,8 +1,7 @@
 """A trained network -> the graph that serves it: constants only, in the precision asked for.
 
 Batch normalisation is folded into the convolutions, dropout and auxiliary heads are gone, and the
-rest is built by `googlenet.blocks`, as the trained network was, of TensorFlow's own operations. The
-halves of a large batch are computed side by side.
+rest is built by `googlenet.blocks`, as the trained network was, of TensorFlow's own operations.
 
     precision   convolutions                    runs on
     fp32        float32                         any processor
@@ -37,9 +36,6 @@ BLOCK_OF = {
 }
 BINS = 2048  # of a histogram of activations
 LEAST_BINS = 128  # that a limit keeps
-# Rows of a batch that is computed in halves: a thread that has done its share of a layer goes on
-# with the other half, where it would wait for the others. Smaller ones are for a core each.
-HALVED_FROM = 16
 
 Graph = Callable[[tf.Tensor], dict[str, tf.Tensor]]
 Limits = dict[str, float]
@@ -127,28 +123,12 @@ def _folded(layer: keras.layers.Conv2D, norm: keras.layers.Layer | None) -> Conv
 
 def _function(network: keras.Model, stem: str, net: "_Float | _Int8") -> Graph:
     kernel, bias = network.get_layer("logits").get_weights()
-    pixels = tf.TensorSpec(network.input.shape, tf.uint8, "pixels")
 
-    # Not inlined: its constants are there once, and the half that is not there costs nothing.
-    @tf.function(input_signature=[pixels], experimental_attributes={"_noinline": True})
-    def part(pixels: tf.Tensor) -> dict[str, tf.Tensor]:
+    @tf.function(input_signature=[tf.TensorSpec(network.input.shape, tf.uint8, "pixels")])
+    def graph(pixels: tf.Tensor) -> dict[str, tf.Tensor]:
         *_, (_, x) = googlenet.blocks(net, net.read(pixels), stem)
         embedding = tf.reduce_mean(net.values(x), (1, 2))
         return {"embedding": embedding, "logits": embedding @ tf.constant(kernel) + bias}
-
-    of = part.get_concrete_function()
-
-    @tf.function(input_signature=[pixels])
-    def graph(pixels: tf.Tensor) -> dict[str, tf.Tensor]:
-        rows = tf.shape(pixels)[0]
-        half = tf.where(rows < HALVED_FROM, 0, rows // 2)
-        last = of(pixels[half:])
-        first = tf.cond(
-            half > 0,
-            lambda: of(pixels[:half]),
-            lambda: {name: values[:0] for name, values in last.items()},
-        )
-        return {name: tf.concat([first[name], last[name]], 0) for name in last}
 
     return graph.get_concrete_function()
 
