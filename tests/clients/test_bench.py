@@ -325,7 +325,7 @@ def test_windows_agree_within_a_tenth():
 
 
 def test_the_server_scenario_finds_the_rate_that_a_known_server_holds():
-    def one_server(load, least, seed, limit):
+    def one_server(load, least, seed):
         """A queue with one server that takes 10 ms: what M/D/1 says, by its own recursion."""
         moments = load.moments(seed)
         free, latencies = 0.0, []
@@ -338,18 +338,6 @@ def test_the_server_scenario_finds_the_rate_that_a_known_server_holds():
     assert 45 < found.value < 60  # 55 on average; it must hold with other moments too
     assert scenarios.server(one_server, 1.0, 0.005, 100.0, 1, 1).value == 0
     assert found.valid
-
-
-def test_a_rate_that_cannot_be_within_the_limit_is_given_up():
-    with FakeServer() as server, Client(server.address) as client:
-        made = payloads.make(client)
-        with measure.senders({"address": server.address}, made) as senders:
-            measuring = scenarios.measuring(senders, 0.2, lambda _: None)
-            given_up = measuring(Poisson(50.0), 12, 1, 1e-4)
-            whole = measuring(Poisson(50.0), 12, 1, 10.0)
-    assert len(given_up.windows) < 6
-    assert given_up.whole.percentile(50) > 1e-4
-    assert len(whole.windows) == 12
 
 
 def test_scenarios_of_a_fake_server():

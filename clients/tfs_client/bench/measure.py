@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import multiprocessing
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -169,8 +168,6 @@ class Senders:
         least: int = AGREEING,
         seed: int = 0,
         check: int = CHECK,
-        limit: float = math.inf,
-        most_late: float = math.inf,
         on_window: Callable[[int, Window], None] = lambda *_: None,
     ) -> Measurement:
         """Send a load and record what comes back.
@@ -186,8 +183,6 @@ class Senders:
             least: windows.
             seed: of the moments.
             check: of so many answers one is compared with the expected one.
-            limit: seconds from which on an answer is late.
-            most_late: answers; with more it ends after the window that is under way.
             on_window: told of each, by its number.
 
         Raises:
@@ -199,19 +194,19 @@ class Senders:
             most = max(1, -int(-load.seconds // window))
         warm_up = window if warm_up is None else warm_up
         begin = time.monotonic() + LEAD_SECONDS + warm_up
-        task = Task(load, begin, warm_up, window, most, seed, check, limit)
+        task = Task(load, begin, warm_up, window, most, seed, check)
         self._tell(task)
         before = ProcessorTime.now()
         steady: bool | None = None
         for passed in range(1, most + 1):
-            last, _, late = self._hear(warm_up + window)
+            last, _ = self._hear(warm_up + window)
             on_window(passed, last[-1])
             steady = None if changes else agree(last)
-            stop = passed == most or late > most_late or (passed >= least and bool(steady))
+            stop = passed == most or (passed >= least and bool(steady))
             self._tell("stop" if stop else "go on")
             if stop:
                 break
-        windows, processor, _ = self._hear(self._timeout)
+        windows, processor = self._hear(self._timeout)
         amount = getattr(load, "callers", None) or getattr(load, "rate", None)
         closed = isinstance(load, Closed)
         stolen = ProcessorTime.now().stolen_since(before)
@@ -226,10 +221,10 @@ class Senders:
             except OSError as error:
                 raise TFSError("a sender ended early") from error
 
-    def _hear(self, seconds: float) -> tuple[list[Window], float, int]:
+    def _hear(self, seconds: float) -> tuple[list[Window], float]:
         """The next report of all, as one; it is due in so many seconds."""
         merged: list[Window] = []
-        processor, late = 0.0, 0
+        processor = 0.0
         for pipe in self._pipes:
             try:
                 if not pipe.poll(seconds + PATIENCE_SECONDS):
@@ -239,13 +234,12 @@ class Senders:
                 raise TFSError("a sender ended early") from error
             found = [Window.from_json(window) for window in report.windows]
             processor = max(processor, report.processor)
-            late += report.late
             if not merged:
                 merged = found
                 continue
             for into, window in zip(merged, found, strict=True):
                 into.merge(window)
-        return merged, processor, late
+        return merged, processor
 
 
 @contextmanager

@@ -2,8 +2,7 @@
 
 SingleStream: one caller; its figure is the 90th percentile of latency. Offline: more callers than
 any batch holds; images a second. Server: Poisson arrivals; the largest rate of which the 99th
-percentile stays within a limit, found by bisection and then verified with other moments. A rate of
-which that is out of reach after a few windows is not measured to its end.
+percentile stays within a limit, found by bisection and then verified with other moments.
 """
 
 from __future__ import annotations
@@ -23,23 +22,17 @@ STEPS = 5  # of the bisection, which begins with a span of 1 : 8
 VERIFICATIONS = 2
 BACK_OFF = 0.95  # of a rate that does not hold when it is verified
 LOWEST_SHARE = 1 / 8  # of the Offline rate
-HOPELESS = 2.0  # times as many late answers as a tail within the limit has, and a rate is given up
 
-Measure = Callable[[Load, int, int, float], Measurement]
-"""A load, the least number of windows, a seed and a limit in seconds -> what came of it."""
+Measure = Callable[[Load, int, int], Measurement]
+"""A load, the least number of windows and a seed -> what came of it."""
 
 
 def measuring(senders: Senders, window: float, tell: Callable[[Measurement], None]) -> Measure:
     """What the scenarios measure with; each measurement is told as it is made."""
 
-    def measure(load: Load, least: int, seed: int, limit: float) -> Measurement:
+    def measure(load: Load, least: int, seed: int) -> Measurement:
         most = max(least, MOST_WINDOWS)
-        late = math.inf
-        if isinstance(load, Poisson):
-            late = HOPELESS * (1 - TAIL / 100) * load.rate * window * most
-        found = senders.measure(
-            load, window, least=least, most=most, seed=seed, limit=limit, most_late=late
-        )
+        found = senders.measure(load, window, least=least, most=most, seed=seed)
         tell(found)
         return found
 
@@ -48,7 +41,7 @@ def measuring(senders: Senders, window: float, tell: Callable[[Measurement], Non
 
 def single_stream(measure: Measure, seed: int) -> Scenario:
     """The 90th percentile of one caller's requests, in seconds."""
-    found = measure(Closed(1), 3, seed, math.inf)
+    found = measure(Closed(1), 3, seed)
     latency = found.whole.percentile(90)
     if latency is None:
         return Scenario("SingleStream", 0.0, "too few requests for a p90", valid=False)
@@ -57,7 +50,7 @@ def single_stream(measure: Measure, seed: int) -> Scenario:
 
 def offline(measure: Measure, seed: int) -> Scenario:
     """Images a second with as many requests under way as the server can merge."""
-    found = measure(Closed(OFFLINE_CALLERS), 3, seed, math.inf)
+    found = measure(Closed(OFFLINE_CALLERS), 3, seed)
     rate = found.whole.images_per_second
     return Scenario("Offline", rate, f"{rate:.1f} images/s", _holds(found))
 
@@ -79,8 +72,7 @@ def server(
 
     def within(rate: float, seed: int) -> bool:
         nonlocal valid
-        least = max(3, math.ceil(SAMPLES / rate / window))
-        found = measure(Poisson(rate), least, seed, limit)
+        found = measure(Poisson(rate), max(3, math.ceil(SAMPLES / rate / window)), seed)
         valid = valid and not found.invalid
         tail = found.whole.percentile(TAIL)
         return _holds(found) and tail is not None and tail <= limit

@@ -50,7 +50,6 @@ class Task(NamedTuple):
         most: windows.
         seed: of the moments.
         check: of so many answers one is compared with the expected one.
-        limit: seconds from which on an answer is late.
     """
 
     load: Load
@@ -60,7 +59,6 @@ class Task(NamedTuple):
     most: int
     seed: int
     check: int
-    limit: float
 
 
 class Report(NamedTuple):
@@ -69,12 +67,10 @@ class Report(NamedTuple):
     Attributes:
         windows: the last three, some of whose requests may still be under way; at the end, all.
         processor: share of a core that the sender used since the first window began.
-        late: answers of all windows so far that came after the task's limit.
     """
 
     windows: list[dict[str, Any]]
     processor: float
-    late: int
 
 
 def main(
@@ -163,7 +159,6 @@ class _Run:
     index: int
     count: int
     windows: list[Window] = field(default_factory=list)
-    late: int = 0
     stopped: bool = False
 
     async def whole(self, arrived: asyncio.Event) -> None:
@@ -198,7 +193,7 @@ class _Run:
         self._say(self.windows[:passed], used)
 
     def _say(self, windows: Sequence[Window], processor: float) -> None:
-        self.pipe.send(Report([window.to_json() for window in windows], processor, self.late))
+        self.pipe.send(Report([window.to_json() for window in windows], processor))
 
     async def _told_to_stop(self, arrived: asyncio.Event, passed: int) -> bool:
         """What the parent makes of the windows so far; until it says so, requests go on."""
@@ -263,7 +258,6 @@ class _Run:
             if window.latency.total_count % self.task.check == 0:
                 window.wrong += not payload.is_right(response)
             record(window.latency, now - meant)
-            self.late += now - meant > self.task.limit
         return True
 
     async def _watch(self) -> None:
