@@ -206,6 +206,7 @@ class AsyncClient(BaseClient):
     async def _run(self, call: Call[Result], scope: Scope) -> Result:
         attempts = self._attempts(scope)
         send = self._send if self._hedge is None else self._send_hedged
+        failure: ServerError | None = None
         while (left := attempts.begin()) > 0:
             self._check_open()
             try:
@@ -214,6 +215,7 @@ class AsyncClient(BaseClient):
                 delay = attempts.delay(error.code, error.details)
                 if delay is None or self._closed:
                     raise
+                failure = error
                 await asyncio.sleep(delay)
             except asyncio.CancelledError:
                 if not _is_cancelled():  # but the channel is closed, of which gRPC makes the same
@@ -224,7 +226,7 @@ class AsyncClient(BaseClient):
                 raise
             else:
                 return self._read(call, attempts, response)
-        raise self._too_late(call, attempts)
+        raise failure or self._too_late(call, attempts)  # it may wake when the time is over
 
     async def _send(
         self, call: Call[Any], scope: Scope, attempts: Attempts[Link], left: float

@@ -244,6 +244,7 @@ class Client(BaseClient):
     def _run(self, call: Call[Result], scope: Scope) -> Result:
         attempts = self._attempts(scope)
         send = self._send if self._hedge is None else self._send_hedged
+        failure: ServerError | None = None
         while (left := attempts.begin()) > 0:
             self._check_open()
             try:
@@ -252,13 +253,14 @@ class Client(BaseClient):
                 delay = attempts.delay(error.code, error.details)
                 if delay is None or self._closed:
                     raise
+                failure = error
                 time.sleep(delay)
             except ValueError:  # gRPC's word for a closed channel
                 self._check_open()
                 raise
             else:
                 return self._read(call, attempts, response)
-        raise self._too_late(call, attempts)
+        raise failure or self._too_late(call, attempts)  # it may wake when the time is over
 
     def _send(self, call: Call[Any], scope: Scope, attempts: Attempts[Link], left: float) -> Any:
         sent = self._begin(call, attempts)
