@@ -85,8 +85,12 @@ def test_who_wakes_too_late_says_what_the_server_said(connect, server, monkeypat
     retry = Retry(attempts=100, first_delay=0.01, max_delay=0.01)
     client = connect(server.address, retry=retry)
     server.fail(grpc.StatusCode.UNAVAILABLE, "going away")
-    monkeypatch.setattr(time, "sleep", lambda seconds, sleep=time.sleep: sleep(seconds + 0.5))
-    monkeypatch.setattr(asyncio, "sleep", lambda seconds, sleep=asyncio.sleep: sleep(seconds + 0.5))
+
+    def late(seconds: float) -> float:
+        return seconds + 0.5 if seconds else 0  # the server sleeps for none
+
+    monkeypatch.setattr(time, "sleep", lambda s, sleep=time.sleep: sleep(late(s)))
+    monkeypatch.setattr(asyncio, "sleep", lambda s, sleep=asyncio.sleep: sleep(late(s)))
     with pytest.raises(UnavailableError, match="going away"):
         client.classify(b"x", timeout=0.4)
 
