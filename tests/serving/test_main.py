@@ -114,11 +114,14 @@ def test_sigterm_finishes_what_runs_and_refuses_what_is_new():
         grpc.insecure_channel(f"localhost:{server.port}", OWN_CONNECTION) as channel,
         grpc.insecure_channel(f"localhost:{server.port}", OWN_CONNECTION) as newcomer,
     ):
-        predict(channel, "slow", 1).result()  # it is compiled now, and takes a second
+        predict(channel, "slow", 1).result()  # it is compiled now
+        began = time.monotonic()
+        predict(channel, "slow", 1).result()
+        moment = (time.monotonic() - began) / 3  # one takes 0.2 to 1 s
         running = [predict(channel, "slow", 1) for _ in range(4)]
-        time.sleep(0.3)
+        time.sleep(moment)
         server.process.terminate()
-        time.sleep(0.3)
+        time.sleep(moment)
         refusal = predict(newcomer, "slow", 1).exception()
         assert not any(call.done() for call in running)
         assert [call.result().outputs["y"].float_val for call in running] == [[2]] * 4
@@ -133,7 +136,7 @@ def test_a_grace_that_is_over_ends_what_still_runs():
         serving(*flags, "--grace_period_seconds=0") as server,
         grpc.insecure_channel(f"localhost:{server.port}") as channel,
     ):
-        running = [predict(channel, "slow", 1) for _ in range(4)]
+        running = [predict(channel, "slow", 1) for _ in range(16)]
         time.sleep(0.3)
         server.process.terminate()
         assert all(call.exception() for call in running)
