@@ -66,16 +66,12 @@ def export(run: Run, precision: str = "fp32", data: Dataset | None = None) -> Pa
     if precision not in inference_graph.PRECISIONS:
         raise choice("precision", precision, inference_graph.PRECISIONS)
     graph = _graph(run, precision, data)
-    servable = _Servable(graph, run.class_names, run.config.image_size)
 
     def write(folder: Path) -> None:
-        _save(servable, folder)
+        save(graph, run.class_names, run.config.image_size, folder)
         check = _check_precision(run, folder, precision, data) if data else None
-        extra = folder / EXTRA
-        extra.mkdir()
-        _write_warm_up(extra / "tf_serving_warmup_requests")
         manifest = _manifest(run, folder, precision, check)
-        (extra / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
+        (folder / EXTRA / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
 
     files.replace_folder(run.export, write)
     print(f"exported {run.export} in {precision}")
@@ -200,7 +196,16 @@ def _zero_unless(valid: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
     return tf.where(valid[:, tf.newaxis], values, tf.zeros_like(values))
 
 
-def _save(servable: _Servable, folder: Path) -> None:
+def save(graph: Graph, class_names: tuple[str, ...], size: int, folder: Path) -> None:
+    """Write a SavedModel with its warm-up requests into an empty folder, or one yet to be made.
+
+    Args:
+        graph: the network.
+        class_names: in the order of its logits.
+        size: of the images it takes, in pixels a side.
+        folder: a version's.
+    """
+    servable = _Servable(graph, class_names, size)
     signatures = {
         "serving_default": servable.serving_default,
         "predict_images": servable.predict_images,
@@ -209,6 +214,8 @@ def _save(servable: _Servable, folder: Path) -> None:
     }
     tf.saved_model.save(servable, str(folder), signatures=signatures)
     _name_classify_method(folder)
+    (folder / EXTRA).mkdir()
+    _write_warm_up(folder / EXTRA / "tf_serving_warmup_requests")
 
 
 def _name_classify_method(folder: Path) -> None:

@@ -38,7 +38,7 @@ from pipeline import files
 from pipeline.errors import PipelineError
 from pipeline.local_server import BATCHING_CONFIG, batching_flags
 from pipeline.server_benchmark.in_process_worker import SHAPES, name
-from pipeline.server_benchmark.models import LINE, PRECISIONS
+from pipeline.server_benchmark.models import EXPORT, LINE, PRECISIONS
 from pipeline.training_benchmark import report
 from pipeline.training_benchmark.worker import Worker
 
@@ -97,31 +97,28 @@ def benchmark(rounds: int, seconds: float, output: Path | None = None) -> None:
         subprocess.run(
             [sys.executable, "-m", "pipeline.server_benchmark.models", folder], check=True
         )
-        starts: list[float] = []
         sections = [
             line
             for precision in PRECISIONS
-            for line in _row(precision, _measure(Path(folder), precision, rounds, seconds, starts))
+            for line in _row(precision, _measure(Path(folder), precision, rounds, seconds))
         ]
+        sections += _start(Path(folder), rounds)
         line = list(_line(Path(folder), rounds, seconds))
-    text = "\n".join(_text(described, rounds, seconds, sections, line, starts)) + "\n"
+    text = "\n".join(_text(described, rounds, seconds, sections, line)) + "\n"
     print(text, end="", flush=True)
     if output:
         files.write(output, lambda partial: partial.write_text(text))
 
 
-def _measure(
-    folder: Path, precision: str, rounds: int, seconds: float, starts: list[float]
-) -> Measured:
+def _measure(folder: Path, precision: str, rounds: int, seconds: float) -> Measured:
     """One precision: the server and the workers have turns."""
     measured = Measured()
     module, model = "pipeline.server_benchmark.in_process_worker", folder / precision / "1"
     with (
         contextlib.ExitStack() as stack,
-        _serving(folder / precision, *batching_flags()) as (port, start),
+        _serving(folder / precision, *batching_flags()) as (port, _),
         _sending(port, _payloads(port, "uint8")) as sending,
     ):
-        starts.append(start)
         workers: dict[int, Worker] = {}
         for intra_op in SHAPES:
             settings = {"model": str(model), "intra_op": intra_op}
@@ -173,6 +170,19 @@ def _verdicts(*turns: Measurement) -> set[str]:
     return wrong | {turn.verdict for turn in turns if turn.verdict}
 
 
+def _start(folder: Path, rounds: int) -> Iterator[str]:
+    """From the command to AVAILABLE, when the warm-up requests are answered too."""
+    starts = []
+    for _ in range(rounds):
+        with _serving(folder / EXPORT, *batching_flags()) as (_, seconds):
+            starts.append(seconds)
+    yield (
+        f"- start to AVAILABLE of an export with four signatures and its warm-up requests: "
+        f"{statistics.median(starts):.1f} s ({min(starts):.1f} to {max(starts):.1f}); goal "
+        f"{START_GOAL:g} s: {_met(statistics.median(starts) <= START_GOAL)}"
+    )
+
+
 def _line(folder: Path, rounds: int, seconds: float) -> Iterator[str]:
     """The trivial model, in turns with a server that computes nothing."""
     with contextlib.ExitStack() as stack:
@@ -210,7 +220,6 @@ def _text(
     seconds: float,
     rows: list[str],
     line: list[str],
-    starts: list[float],
 ) -> Iterator[str]:
     yield "# The embedded server's throughput"
     yield ""
@@ -227,10 +236,6 @@ def _text(
     yield "## GoogLeNet"
     yield ""
     yield from rows
-    slowest = max(starts)
-    yield f"- start to AVAILABLE: {slowest:.1f} s at most; goal {START_GOAL:g} s: " + _met(
-        slowest <= START_GOAL
-    )
     yield ""
     yield "## A trivial model"
     yield ""

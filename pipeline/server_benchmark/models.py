@@ -2,7 +2,7 @@
 
     python -m pipeline.server_benchmark.models FOLDER
 
-writes FOLDER/<name>/1 for each precision and `line`, in a minute.
+writes FOLDER/<name>/1 for each precision, `export` and `line`, in a minute.
 """
 
 import os
@@ -14,11 +14,12 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
 import tensorflow as tf
 
-from pipeline import inference_graph
+from pipeline import export, inference_graph
 from pipeline.graph_benchmark import inputs
 from pipeline.graph_benchmark.tensorflow_worker import STEM, VARIANT, network
 
 PRECISIONS = ("fp32", "bf16", "int8")
+EXPORT = "export"  # as `make export` writes it: fp32, four signatures, warm-up requests
 LINE = "line"
 
 
@@ -32,6 +33,9 @@ def write(folder: Path) -> None:
         ranges = limits if precision == "int8" else None
         graph = inference_graph.build(model, VARIANT, STEM, precision, ranges)
         _save(folder / precision, lambda images, graph=graph: graph(images)["logits"], pixels)
+        if precision == "fp32":
+            names = tuple(map(str, range(inputs.CLASSES)))
+            export.save(graph, names, inputs.IMAGE_SIZE, folder / EXPORT / "1")
     _save(folder / LINE, lambda x: 0.5 * x + 2.0, tf.TensorSpec([None], tf.float32, "x"))
 
 

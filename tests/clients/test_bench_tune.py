@@ -58,9 +58,9 @@ def test_the_best_setting_is_found_and_beats_what_nobody_tuned(tmp_path, monkeyp
 
 
 def test_threads_are_tried_with_large_and_small_batches():
-    """What is best with batches of 32 need not be best with those that are best."""
+    """What is best with batches of 16 need not be best with those that are best."""
     tried = list(tune.AXES[0](tune.start(2), 2))
-    assert Setting(sized(32, 2000, 1), 2) in tried
+    assert Setting(sized(16, 2000, 1), 2) in tried
     assert Setting(sized(8, 2000, 2), 1) in tried
     assert len(tried) == len(set(tried)) == 8
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import itertools
 import os
 import selectors
@@ -87,6 +88,7 @@ def main(
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this one
     os.setsid()
+    gc.freeze()  # a look at all that was imported would be lag
     # select(2) wakes to the microsecond, epoll to the millisecond.
     loop = asyncio.SelectorEventLoop(selectors.SelectSelector())
     asyncio.set_event_loop(loop)

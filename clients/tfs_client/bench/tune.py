@@ -37,14 +37,14 @@ WINDOWS = 5  # of a point, at the most
 
 def start(cores: int) -> Setting:
     """Where the search begins."""
-    return Setting(sized(32, 2000, 2), cores)
+    return Setting(sized(16, 2000, 2), cores)
 
 
 def _threads(at: Setting, cores: int) -> Iterator[Setting]:
-    """With small batches too, which are best where each batch has a core of its own."""
+    """In two sizes, since small batches are best where each has a core of its own."""
     assert at.batching
     ways = ((1, cores), (2, cores), (cores, 1), (2 * cores, 1))
-    for size, (threads, intra) in itertools.product((32, 8), ways):
+    for size, (threads, intra) in itertools.product((16, 8), ways):
         yield Setting(sized(size, at.batching.batch_timeout_micros, threads), intra)
 
 
