@@ -11,7 +11,7 @@ COMMITTED = ROOT / "serving" / "config" / "batching.config"
 
 def test_the_committed_file_is_read():
     found = Batching.of_file(COMMITTED)
-    assert found == Batching(32, 5000, 1000, 0, (1, 2, 4, 8), 8)
+    assert found == Batching(32, 1000, 1000, 0, (1, 2, 4, 8, 16), 16)
 
 
 @pytest.mark.parametrize(

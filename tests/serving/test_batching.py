@@ -27,7 +27,7 @@ def read(tmp_path, text: str) -> BatchingParameters:
 def test_the_committed_file_is_read():
     parameters = batching.read(ROOT / "serving" / "config" / "batching.config")
     assert parameters.max_batch_size == 32
-    assert parameters.allowed_batch_sizes[-1] == parameters.execution_limit == 8
+    assert parameters.allowed_batch_sizes[-1] == parameters.execution_limit == 16
 
 
 def test_every_field_is_taken(tmp_path):

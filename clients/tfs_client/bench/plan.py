@@ -1,6 +1,6 @@
 """A measured report -> how many replicas hold a rate, by simulation; see `queueing`.
 
-    tfs bench --concurrency 1,2 --batch 1,2,4,8 --payload uint8 --metrics URL --output report/
+    tfs bench --concurrency 1,2 --batch 1,2,4,8,16 --payload uint8 --metrics URL --output report/
     tfs plan report/ --rate 50000 --p99-ms 100 --batching serving/config/batching.config
 
 The report is of one replica that is served with the same batching file. Its measurements say all
