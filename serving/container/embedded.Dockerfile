@@ -16,7 +16,7 @@ COPY --from=build /opt/venv /opt/venv
 COPY serving /app/serving
 COPY serving/config/*.config /etc/googlenet/
 WORKDIR /app
-# An arena for each thread holds a quarter more memory at its peak, for 3 % of the throughput.
+# With an arena for each thread the peak of memory is a third higher, and the throughput by 3 %.
 ENV PATH=/opt/venv/bin:$PATH PYTHONDONTWRITEBYTECODE=1 TF_ENABLE_ONEDNN_OPTS=1 MALLOC_ARENA_MAX=2
 USER 65532:65532
 EXPOSE 8500 8501
