@@ -61,10 +61,13 @@ def augment(pixels: tf.Tensor, positions: tf.Tensor, recipe: Config) -> tf.Tenso
 
 
 def _mirrored(pixels: tf.Tensor, draws: tf.Tensor) -> tf.Tensor:
-    # To mirror all and choose takes three times as long, and a slice with step -1 ten times.
-    chosen = tf.where(draws < 0.5)
-    mirrored = tf.reverse(tf.gather(pixels, chosen[:, 0]), [2])
-    return tf.tensor_scatter_nd_update(pixels, chosen, mirrored)
+    # To mirror all and choose takes seven times as long.
+    sides = tf.cast(draws < 0.5, tf.int32)
+    kept, turned = tf.dynamic_partition(pixels, sides, 2)
+    places = tf.dynamic_partition(tf.range(tf.size(sides)), sides, 2)
+    return tf.ensure_shape(
+        tf.dynamic_stitch(places, [kept, tf.reverse(turned, [2])]), pixels.shape
+    )
 
 
 def _shifted(pixels: tf.Tensor, draws: tf.Tensor, share: float) -> tf.Tensor:

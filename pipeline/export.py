@@ -153,7 +153,11 @@ class _Servable(tf.Module):
 
     @tf.function(input_signature=[tf.TensorSpec([None, None, None, 3], tf.uint8, "images")])
     def predict_images(self, images):
-        pixels = preprocessing.to_pixels(images, self._size)
+        pixels = tf.cond(
+            tf.reduce_all(tf.shape(images)[1:3] == self._size),
+            lambda: tf.ensure_shape(images, (None, self._size, self._size, 3)),
+            lambda: preprocessing.to_pixels(images, self._size),
+        )
         return self._classified(pixels, tf.ones_like(pixels[:, 0, 0, 0], tf.bool))
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "inputs")])

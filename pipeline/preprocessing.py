@@ -28,8 +28,42 @@ def to_pixels(images: tf.Tensor, size: int) -> tf.Tensor:
     """
     if images.shape[-1] == 1:
         images = tf.image.grayscale_to_rgb(images)
-    resized = tf.image.resize(images, (size, size), antialias=True)
-    return tf.cast(tf.round(resized), tf.uint8)
+    if images.shape[-3:-1] == (size, size):
+        return images
+    if images.shape.rank == 3:
+        return _resized(images[tf.newaxis], size)[0]
+    return _resized(images, size)
+
+
+def _resized(images: tf.Tensor, size: int) -> tf.Tensor:
+    """What `tf.image.resize` with `antialias` makes, in half the time: uint8 [N,H,W,3] to [N,S,S,3].
+
+    TensorFlow's operation has vector instructions for rows, and none for columns. So each side is
+    resized as rows of pictures one pixel wide, the longer one first, since what lies between the
+    two is `size` times the shorter: a picture may be a million pixels wide and 25 high.
+    """
+    height, width = tf.unstack(tf.shape(images)[1:3])
+    upright, lying = tf.constant([0, 1, 2, 3]), tf.constant([0, 2, 1, 3])
+    wide = height < width
+    longer_first, back = tf.where(wide, lying, upright), tf.where(wide, upright, lying)
+    once = _with_rows(tf.transpose(images, longer_first), size)
+    twice = _with_rows(tf.transpose(once, lying), size)
+    pixels = tf.transpose(tf.cast(tf.round(twice), tf.uint8), back)
+    return tf.ensure_shape(pixels, (None, size, size, 3))
+
+
+def _with_rows(images: tf.Tensor, rows: int) -> tf.Tensor:
+    """Resize the first side alone: [N,H,W,3] to float32 [N,rows,W,3]."""
+    number, height, width, channels = tf.unstack(tf.shape(images))
+    resized = tf.raw_ops.ScaleAndTranslate(
+        images=tf.reshape(images, (number, height, 1, width * channels)),
+        size=(rows, 1),
+        scale=(rows / tf.cast(height, tf.float32), 1.0),
+        translation=(0.0, 0.0),
+        kernel_type="triangle",
+        antialias=True,
+    )
+    return tf.reshape(resized, (number, rows, width, channels))
 
 
 MAX_PIXELS = 25_000_000  # of an encoded picture: 75 MB decoded; the screens of 2026 have 20 million
