@@ -49,7 +49,9 @@ def _served(records: tf.Tensor) -> tf.Tensor:
 @tf.function
 def _plain(records: tf.Tensor) -> tf.Tensor:
     def decode(record: tf.Tensor) -> tf.Tensor:
-        return preprocessing.to_pixels(tf.io.decode_jpeg(record, channels=3), inputs.IMAGE_SIZE)
+        image = tf.io.decode_jpeg(record, channels=3)
+        resized = tf.image.resize(image, (inputs.IMAGE_SIZE, inputs.IMAGE_SIZE), antialias=True)
+        return tf.cast(tf.round(resized), tf.uint8)
 
     pixels = tf.TensorSpec((inputs.IMAGE_SIZE, inputs.IMAGE_SIZE, 3), tf.uint8)
     return tf.map_fn(decode, records, fn_output_signature=pixels)
