@@ -65,9 +65,7 @@ def _mirrored(pixels: tf.Tensor, draws: tf.Tensor) -> tf.Tensor:
     sides = tf.cast(draws < 0.5, tf.int32)
     kept, turned = tf.dynamic_partition(pixels, sides, 2)
     places = tf.dynamic_partition(tf.range(tf.size(sides)), sides, 2)
-    return tf.ensure_shape(
-        tf.dynamic_stitch(places, [kept, tf.reverse(turned, [2])]), pixels.shape
-    )
+    return tf.ensure_shape(tf.dynamic_stitch(places, [kept, tf.reverse(turned, [2])]), pixels.shape)
 
 
 def _shifted(pixels: tf.Tensor, draws: tf.Tensor, share: float) -> tf.Tensor:

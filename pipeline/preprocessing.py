@@ -36,7 +36,7 @@ def to_pixels(images: tf.Tensor, size: int) -> tf.Tensor:
 
 
 def _resized(images: tf.Tensor, size: int) -> tf.Tensor:
-    """What `tf.image.resize` with `antialias` makes, in half the time: uint8 [N,H,W,3] to [N,S,S,3].
+    """As `tf.image.resize` with `antialias`, for less: uint8 [N,H,W,3] to [N,S,S,3].
 
     TensorFlow's operation has vector instructions for rows, and none for columns. So each side is
     resized as rows of pictures one pixel wide, the longer one first, since what lies between the

@@ -60,6 +60,14 @@ def many_scans(scans: int) -> bytes:
     return data[:-2] + data[last:-2] * (scans - data.count(b"\xff\xda")) + data[-2:]
 
 
+def narrow() -> list[bytes]:
+    """A million pixels one way and five the other, within the limits, in a few thousand bytes."""
+    files = [io.BytesIO(), io.BytesIO()]
+    for file, size in zip(files, ((1_000_000, 5), (5, 1_000_000)), strict=True):
+        PIL.Image.new("RGB", size).save(file, "PNG")
+    return [file.getvalue() for file in files]
+
+
 def refused() -> list[bytes]:
     """One of each sort."""
     return [

@@ -72,6 +72,19 @@ def test_a_window_is_chosen_by_the_pictures_shape():
     assert shapes == [[30, 40, 3]] * 2
 
 
+@pytest.mark.parametrize(
+    ("height", "width", "most"), [(90, 60, 0), (60, 60, 0), (17, 300, 1), (300, 17, 0), (5, 9, 1)]
+)
+def test_resizing_is_tensorflows(height, width, most):
+    """To the bit; of wide pictures, whose sides are taken in the other order, a level at most."""
+    images = np.random.default_rng(1).integers(0, 256, (3, height, width, 3), np.uint8)
+    expected = tf.round(tf.image.resize(images, (24, 24), antialias=True)).numpy()
+    together = preprocessing.to_pixels(tf.constant(images), 24).numpy()
+    assert np.abs(together - expected).max() <= most
+    alone = [preprocessing.to_pixels(tf.constant(image), 24) for image in images]
+    np.testing.assert_array_equal(together, alone)
+
+
 def test_shrinking_averages():
     checkers = np.indices((64, 64)).sum(0)[..., np.newaxis] % 2 * 255
     image = tf.constant(np.repeat(checkers, 3, axis=2), tf.uint8)
@@ -114,17 +127,21 @@ def test_gif_gives_its_first_frame_and_bmp_is_read():
 def test_hostile_pictures_take_no_memory_and_spoil_no_other():
     """In a process of its own, whose peak memory is told."""
     images = [*(hostile.claiming(kind, 6, 5) for kind in hostile.KINDS), hostile.gif_bomb()]
-    refused = hostile.refused()
+    refused, narrow = hostile.refused(), hostile.narrow()
     done = subprocess.run(
         [sys.executable, "-m", "tests.pipeline.decode_peak"],
-        input=pickle.dumps((images, refused)), capture_output=True, timeout=120, cwd=ROOT,
+        input=pickle.dumps((images, refused + narrow)), capture_output=True, timeout=120, cwd=ROOT,
         check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr.decode()
     valid, same, grown = pickle.loads(done.stdout)
-    assert valid == [True, False] * len(images) + [False] * (len(refused) - len(images))
+    assert valid == (
+        [True, False] * len(images) + [False] * (len(refused) - len(images)) + [True] * len(narrow)
+    )
     assert same
-    assert grown < 64 << 20  # 30,000×30,000 pixels are 2.7 GB, the GIF's second frame 100 MB
+    # 30,000×30,000 pixels are 2.7 GB, the GIF's second frame 100 MB, a narrow one's 5 million
+    # pixels 15 MB, and 380 MB of floats where its shorter side is resized first.
+    assert grown < 64 << 20
 
 
 def saved(image: PIL.Image.Image, form: str, **options) -> bytes:
