@@ -89,7 +89,8 @@ def train(
     """
     recipe, chief = run.config, is_chief(strategy)
     _check_batch_size(recipe.batch_size, strategy.num_replicas_in_sync)
-    keras.utils.set_random_seed(recipe.seed)
+    # Not 0, beside which TensorFlow cannot shuffle by a seed that is a tensor.
+    keras.utils.set_random_seed(recipe.seed or 2**31)
     training, held_out = dataset.hold_out(data.train, recipe.holdout)
     source = feed.feed(training, recipe)
     init_from = "" if checkpoint.steps(run.checkpoints) else recipe.init_from

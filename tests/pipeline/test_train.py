@@ -122,6 +122,14 @@ def test_pictures_may_grow_during_training(data, image_folder, tmp_path):
     assert evaluate.evaluate(trained, data).images == data.test.size
 
 
+def test_a_seed_may_be_0_where_pictures_are_cropped(data, image_folder, tmp_path):
+    recipe = config.from_preset(
+        "demo", dataset=str(image_folder), epochs=1, batch_size=8, crop=0.5, seed=0,
+        precision="fp32",
+    )  # fmt: skip
+    assert train_once(recipe, data, tmp_path).finished
+
+
 def test_a_loss_that_is_no_number_stops_with_the_step_and_the_rate(data, image_folder, tmp_path):
     recipe = config.from_preset(
         "demo", dataset=str(image_folder), epochs=20, batch_size=8, learning_rate=100.0,
