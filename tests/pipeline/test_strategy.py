@@ -52,9 +52,12 @@ def losses(run: Path) -> list[float]:
         return [float(row["loss"]) for row in csv.DictReader(file)]
 
 
-def wait_for(path: Path, seconds: float = 120) -> None:
+def wait_for(path: Path, processes: list[subprocess.Popen[str]], seconds: float = 120) -> None:
+    """Until a path is there, which the processes are to write: none of them may end before."""
     until = time.monotonic() + seconds
     while not path.exists():
+        for process in processes:
+            assert process.poll() is None, (process.returncode, process.communicate())
         assert time.monotonic() < until, f"{path} did not appear"
         time.sleep(0.1)
 
@@ -115,19 +118,20 @@ def test_two_workers_with_half_a_batch_follow_one_with_the_whole(
 def test_a_killed_worker_ends_the_other_and_all_go_on_from_the_checkpoint(
     start, image_folder, tmp_path
 ):
-    run, workers = tmp_path / "run", addresses(2)
+    run = tmp_path / "run"
     train = (
         "pipeline", "train", "--dataset", image_folder, "--strategy", "multiworker", "--run", run,
         "--batch-size", 8, "--precision", "fp32", "--checkpoint-seconds", 2, "--wait-seconds", 60,
     )  # fmt: skip
 
     def start_both(epochs: int) -> list[subprocess.Popen[str]]:
+        workers = addresses(2)  # new ones, since others may have taken those of a pair that ended
         return [
             start(*train, "--epochs", epochs, workers=workers, index=index) for index in range(2)
         ]
 
     chief, other = start_both(500)
-    wait_for(run / "checkpoints")
+    wait_for(run / "checkpoints", [chief, other])
     while not any(path.name.isdecimal() for path in (run / "checkpoints").iterdir()):
         time.sleep(0.1)
     other.kill()
@@ -137,7 +141,7 @@ def test_a_killed_worker_ends_the_other_and_all_go_on_from_the_checkpoint(
     assert "Traceback" not in errors
 
     pair = start_both(500)
-    wait_for(run / "history.csv")
+    wait_for(run / "history.csv", pair)
     time.sleep(2)
     pair[1].send_signal(signal.SIGTERM)  # one is asked, both stop at the same step
     said = [process.communicate(timeout=120) for process in pair]
