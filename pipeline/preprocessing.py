@@ -12,6 +12,8 @@ import tensorflow as tf
 
 from pipeline import image_header
 
+WIDE = 4  # more than so many times as wide as high
+
 
 def to_pixels(images: tf.Tensor, size: int) -> tf.Tensor:
     """Bring pictures to the network's size; the whole picture, its aspect ratio not kept.
@@ -39,16 +41,16 @@ def _resized(images: tf.Tensor, size: int) -> tf.Tensor:
     """As `tf.image.resize` with `antialias`, for less: uint8 [N,H,W,3] to [N,S,S,3].
 
     TensorFlow's operation has vector instructions for rows, and none for columns. So each side is
-    resized as rows of pictures one pixel wide, the longer one first, since what lies between the
-    two is `size` times the shorter: a picture may be a million pixels wide and 25 high.
+    resized as rows of pictures one pixel wide: the height first, as TensorFlow does, but for a
+    picture that is `WIDE`, since what lies between the two is `size` times the other side.
     """
     height, width = tf.unstack(tf.shape(images)[1:3])
     upright, lying = tf.constant([0, 1, 2, 3]), tf.constant([0, 2, 1, 3])
-    wide = height < width
-    longer_first, back = tf.where(wide, lying, upright), tf.where(wide, upright, lying)
-    once = _with_rows(tf.transpose(images, longer_first), size)
+    wide = width > WIDE * height
+    first, last = tf.where(wide, lying, upright), tf.where(wide, upright, lying)
+    once = _with_rows(tf.transpose(images, first), size)
     twice = _with_rows(tf.transpose(once, lying), size)
-    pixels = tf.transpose(tf.cast(tf.round(twice), tf.uint8), back)
+    pixels = tf.cast(tf.round(tf.transpose(twice, last)), tf.uint8)
     return tf.ensure_shape(pixels, (None, size, size, 3))
 
 
