@@ -36,7 +36,8 @@ MODEL_FILE = "batching_params.pbtxt"
 MAX_VALUE = 2**31 - 1
 # A container's CPU limit: microseconds of all CPUs in a period, or "max" (cgroup v2).
 CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
-_ROW_BITS = 31  # of a ticket; the rest is the request's number
+_ROW_BITS = 31  # of a ticket; the rest is the request's number, of so many:
+_NUMBERS = 2**32
 
 Run = Callable[[dict[str, np.ndarray], Sequence[str]], list[np.ndarray]]
 
@@ -192,7 +193,7 @@ class Batcher:
         rows = _rows(feeds)
         if not rows:
             return self._run(feeds, fetches)  # nothing to merge
-        number = next(_serial)
+        number = next(_serial) % _NUMBERS
         task = _tasks[number] = _Task(self, feeds, tuple(fetches), rows, deadline)
         try:
             self._schedule((number << _ROW_BITS) + np.arange(rows), task)

@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from serving.errors import invalid_argument
-from serving.json_text import dump, is_named, refused, shortest, to_bytes, type_name
+from serving.json_text import Repeating, dump, is_named, refused, shortest, to_bytes, type_name
 
 
 def examples(body: dict[str, Any]) -> list[bytes]:
@@ -30,7 +30,8 @@ def examples(body: dict[str, Any]) -> list[bytes]:
 def _example(value: Any) -> bytes:
     if not isinstance(value, dict):
         raise invalid_argument(f"Example must be JSON object but got JSON {type_name(value)}")
-    features = {name: _feature(name, content) for name, content in value.items()}
+    pairs = value.pairs if isinstance(value, Repeating) else value.items()
+    features = {name: _feature(name, content) for name, content in pairs}  # the last one counts
     try:
         example = tf.train.Example(features=tf.train.Features(feature=features))
     except (UnicodeEncodeError, ValueError) as error:

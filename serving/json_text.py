@@ -19,14 +19,24 @@ _MAX_UINT64 = 2**64 - 1
 
 # Only such numbers can overflow a double, or be integers that none of the dtypes hold. Looking for
 # them is cheap; reading every number of a body by a function of ours is not.
-_NEEDS_CARE = re.compile(r"[eE]\+?\d{3}|\d{20}")
+_NEEDS_CARE = re.compile(r"[eE]\+?\d{3}|\d{20}|-\d{19}")
 # RapidJSON reads Inf and -NaN too. A string that does not end is one, so that it is read once.
 _SPELLINGS = re.compile(r'"(?:[^"\\]|\\.)*+"?|-NaN|Inf(?:inity)?')
 _SPELLED_OUT = {"Inf": "Infinity", "-NaN": "NaN"}
 
+
+class Repeating(dict):
+    """An object in which a name comes twice: the first value counts, where nobody reads `pairs`."""
+
+    def __init__(self, pairs: list[tuple[str, Any]]) -> None:
+        super().__init__(dict(pairs) | dict(reversed(pairs)))
+        self.pairs = pairs
+
+
 _TYPE_NAMES = {
     type(None): "Null",
     dict: "Object",
+    Repeating: "Object",
     list: "Array",
     str: "String",
     int: "Number",
@@ -34,11 +44,9 @@ _TYPE_NAMES = {
 }
 
 
-def _first_wins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
-    if len(found) != len(pairs):
-        found |= dict(reversed(pairs))
-    return found
+    return found if len(found) == len(pairs) else Repeating(pairs)
 
 
 def _checked_float(text: str) -> float:
@@ -57,9 +65,9 @@ def _checked_int(text: str) -> int | float:
     return _checked_float(text)
 
 
-_FAST = json.JSONDecoder(object_pairs_hook=_first_wins)
+_FAST = json.JSONDecoder(object_pairs_hook=_object)
 _CAREFUL = json.JSONDecoder(
-    object_pairs_hook=_first_wins, parse_float=_checked_float, parse_int=_checked_int
+    object_pairs_hook=_object, parse_float=_checked_float, parse_int=_checked_int
 )
 
 
@@ -122,7 +130,7 @@ def type_name(value: Any) -> str:
 
 
 def is_base64(value: Any) -> bool:
-    return isinstance(value, dict) and len(value) == 1 and isinstance(value.get("b64"), str)
+    return type(value) is dict and len(value) == 1 and isinstance(value.get("b64"), str)
 
 
 def is_named(value: Any) -> bool:

@@ -178,10 +178,10 @@ class Repository:
         with self._polled, self._lock:
             served = {name: model.config for name, model in self._models.items()}
             models_config.check_platforms(models, served)
-            if models == list(served.values()):
-                return
             for config in models:
                 self._check_labels(config)
+            if models == list(served.values()):
+                return
             known = self._gone | self._models
             self._models = {
                 config.name: known.pop(config.name, _Model(config)) for config in models

@@ -56,6 +56,7 @@ _CORS_HEADERS = {
 _JSON, _HTML, _TEXT = "application/json", "text/html", "text/plain; version=0.0.4; charset=utf-8"
 _MIN_COMPRESSED = 1024  # below that, gzip saves no packet
 _WAITING = 1024  # connections: listening, idle between requests, or waiting for a thread
+_RECEIVING = 64  # threads for requests that come slowly, and for those that compute nothing
 _MAX_HEADER_BYTES = 64 * 1024
 _IDLE_SECONDS = 30
 _PIECE_BYTES = 2**20
@@ -88,6 +89,7 @@ class _Application:
     metrics_path: str | None
     max_body_bytes: int
     access_log: AccessLog | None
+    at_work: threading.Semaphore
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         """Answer a request, by WSGI."""
@@ -180,12 +182,13 @@ class _Application:
     def _run(self, target: _Target, data: bytes, call: Call) -> bytes:
         deadline = time.monotonic() + self.timeout_ms / 1000 if self.timeout_ms > 0 else None
         read, run = _ACTIONS[target.action]
-        body = json_text.parse(data)
-        signature = json_text.signature_name(body)
-        examples = read(body)  # before the model is looked for: a bad body is refused first
-        with self._servable(target) as servable:
-            call.version = servable.version
-            return run(servable, signature, examples, deadline)
+        with self.at_work:
+            body = json_text.parse(data)
+            signature = json_text.signature_name(body)
+            examples = read(body)  # before the model is looked for: a bad body is refused first
+            with self._servable(target) as servable:
+                call.version = servable.version
+                return run(servable, signature, examples, deadline)
 
     def _servable(self, target: _Target):
         version = int(target.version) if target.version else None
@@ -365,7 +368,8 @@ def start_server(
         repository: whose models.
         metrics: counted into.
         port: 0 for a free one.
-        threads: requests under way at a time; what 1024 more cannot wait for is refused with 503.
+        threads: requests computed at a time, beside 64 that arrive or ask for something else; what
+            1024 more connections cannot wait for is refused with 503.
         timeout_ms: what has not begun by then is not computed; 0 for no limit.
         cors: let browsers call from any site.
         metrics_path: where Prometheus finds the metrics; None for nowhere.
@@ -376,12 +380,19 @@ def start_server(
         ConfigError: the port is in use.
     """
     application = _Application(
-        repository, metrics, timeout_ms, cors, metrics_path, max_body_bytes, access_log
+        repository,
+        metrics,
+        timeout_ms,
+        cors,
+        metrics_path,
+        max_body_bytes,
+        access_log,
+        threading.Semaphore(threads),
     )
     server = _HttpServer(
         ("0.0.0.0", port),
         application,
-        numthreads=threads,
+        numthreads=threads + _RECEIVING,
         server_name="serving",
         request_queue_size=_WAITING,
         timeout=_IDLE_SECONDS,

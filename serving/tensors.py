@@ -68,18 +68,23 @@ def _from_proto(proto: tensor_pb2.TensorProto) -> np.ndarray:
     elements = math.prod(shape)
     if elements > MAX_ELEMENTS or any(size < 0 for size in shape):
         raise ValueError("no shape to be had")
+    content = proto.tensor_content if elements else b""  # that of no elements is not looked at
     if proto.dtype == _STRING:
-        if proto.tensor_content:
-            return np.array(_strings(proto.tensor_content, elements), object).reshape(shape)
+        if content:
+            return np.array(_strings(content, elements), object).reshape(shape)
         return _fill(np.array(list(proto.string_val), object), b"", elements).reshape(shape)
     dtype, field = _BY_ENUM[proto.dtype]
-    if proto.tensor_content:
-        return np.frombuffer(proto.tensor_content, dtype).reshape(shape)
+    if content:
+        values = np.frombuffer(content, dtype)
+        if dtype == np.bool_ and values.view(np.uint8).max() > 1:
+            raise ValueError("neither false nor true")
+        return values.reshape(shape)
     given = getattr(proto, field)
     if proto.dtype in _HALVES:
         values = np.array(given).astype(np.uint16).view(dtype)
     elif proto.dtype in _COMPLEX_PARTS:
-        values = np.array(given, _COMPLEX_PARTS[proto.dtype]).view(dtype)
+        pairs = len(given) // 2
+        values = np.array(given[: 2 * pairs], _COMPLEX_PARTS[proto.dtype]).view(dtype)
     else:
         values = np.array(given).astype(dtype)  # what does not fit wraps round, as in C++
     return _fill(values, 0, elements).reshape(shape)
@@ -151,14 +156,9 @@ def _varint(number: int) -> bytes:
 
 
 def examples(given: input_pb2.Input) -> list[bytes]:
-    """Serialized tf.Examples; a context is merged into each, which its own features override."""
-    if given.WhichOneof("kind") != "example_list_with_context":
-        return [example.SerializeToString() for example in given.example_list.examples]
-    merged = []
-    for example in given.example_list_with_context.examples:
-        whole = type(example)()
-        whole.CopyFrom(given.example_list_with_context.context)
-        for key, feature in example.features.feature.items():
-            whole.features.feature[key].CopyFrom(feature)
-        merged.append(whole.SerializeToString())
-    return merged
+    """Serialized tf.Examples; a context comes before each, whose own features override it."""
+    context, listed = b"", given.example_list
+    if given.WhichOneof("kind") == "example_list_with_context":
+        listed = given.example_list_with_context
+        context = listed.context.SerializeToString()
+    return [context + example.SerializeToString() for example in listed.examples]

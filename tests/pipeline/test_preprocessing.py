@@ -76,7 +76,7 @@ def test_a_window_is_chosen_by_the_pictures_shape():
     ("height", "width", "most"), [(90, 60, 0), (60, 60, 0), (17, 300, 1), (300, 17, 0), (5, 9, 0)]
 )
 def test_resizing_is_tensorflows(height, width, most):
-    """To the bit; of very wide pictures, whose sides are taken in the other order, a level at most."""
+    """To the bit; of very wide ones, whose sides are taken in the other order, a level at most."""
     images = np.random.default_rng(1).integers(0, 256, (3, height, width, 3), np.uint8)
     expected = tf.round(tf.image.resize(images, (24, 24), antialias=True)).numpy()
     together = preprocessing.to_pixels(tf.constant(images), 24).numpy()

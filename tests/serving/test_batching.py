@@ -1,3 +1,4 @@
+import itertools
 import math
 import os
 import threading
@@ -134,6 +135,13 @@ def test_calls_at_once_are_merged_and_each_gets_its_rows():
     assert sum(run.sizes) == sum(map(len, inputs))
     assert len(run.sizes) < len(inputs)
     assert max(run.sizes) <= 16
+
+
+def test_numbers_of_requests_begin_anew(monkeypatch):
+    monkeypatch.setattr(batching, "_serial", itertools.count(2**32 - 1))
+    batcher = batcher_of(Doubler(), 16, 1000)
+    for value in range(3):
+        np.testing.assert_array_equal(double(batcher, rows(2, value)), rows(2, 2 * value))
 
 
 def test_batches_are_padded_to_an_allowed_size():

@@ -39,10 +39,27 @@ def test_an_example_s_own_features_replace_the_context_s():
     assert own == {"x": ("float_list", ["2.0"]), "y": ("int64_list", ["1"])}
 
 
+def test_of_a_feature_that_comes_twice_the_last_counts():
+    assert parsed_example('{"examples": [{"x": 1.0, "x": 2.0}]}') == {"x": ["float_list", ["2.0"]]}
+    assert parsed_example('{"examples": [{}], "context": {"x": 1, "x": 2}, "context": 3}') == {
+        "x": ["int64_list", ["2"]]
+    }
+
+
+def test_an_integer_below_all_is_a_double():
+    text = '{"examples": [{"x": [-9223372036854775809, 1.0], "y": -9223372036854775808}]}'
+    assert parsed_example(text) == {
+        "x": ["float_list", ["-9.223372036854776e+18", "1.0"]],
+        "y": ["int64_list", ["-9223372036854775808"]],
+    }
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
         ("{}", "'examples' is expected"),
+        ('{"examples": [{"x": null, "x": 1}]}', "Feature: x .*Null"),
+        ('{"examples": [{"x": {"b64": "", "b64": ""}}]}', "Feature: x .*Object"),
         ('{"examples": {}}', "list/array"),
         ('{"examples": []}', "empty array"),
         ('{"examples": [1]}', "must be JSON object but got JSON Number"),

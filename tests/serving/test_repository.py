@@ -224,6 +224,18 @@ def test_a_label_is_given_to_a_version_that_is_available(repository, add_version
     assert states(served) == {1: State.AVAILABLE, 2: State.END}
 
 
+def test_labels_are_held_to_their_rule_when_nothing_else_changes(repository, add_version, tmp_path):
+    add_version(1)
+    served = repository()
+    served.start()
+    served.reload([config_of(tmp_path, {"stable": 1}, 1)])
+    shutil.rmtree(tmp_path / "affine" / "1")
+    add_version(2)
+    served.poll()
+    with refused(1):
+        served.reload([config_of(tmp_path, {"stable": 1}, 1)])
+
+
 def test_a_new_label_may_be_allowed_before_its_version_but_not_a_moved_one(add_version, tmp_path):
     add_version(1)
     add_version(2)

@@ -434,11 +434,34 @@ def test_idle_connections_hold_no_thread(start):
         connection.close()
 
 
+def test_slow_senders_and_computing_hold_nobody_else_up(start):
+    running = start(threads=1)
+    address = ("127.0.0.1", running.server.port)
+    slow = [socket.create_connection(address, TIMEOUT) for _ in range(20)]
+    for connection in slow:
+        connection.sendall(
+            b"POST " + PREDICT.encode() + b" HTTP/1.1\r\nContent-Length: 20\r\n\r\n{"
+        )
+    assert running.call("POST", PREDICT, BODY).status == 200
+    running.servable.held = threading.Event()
+    running.servable.entered.clear()
+    with futures.ThreadPoolExecutor() as pool:
+        calls = [pool.submit(running.call, "POST", PREDICT, BODY) for _ in range(2)]
+        assert running.servable.entered.wait(TIMEOUT)
+        assert running.call("GET", "/v1/models/affine").status == 200
+        assert not any(call.done() for call in calls)
+        running.servable.held.set()
+        assert [call.result(TIMEOUT).status for call in calls] == [200, 200]
+    for connection in slow:
+        connection.close()
+
+
 # cheroot leaves connections that it refuses for the garbage collection to close.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_more_than_can_wait_is_refused(start, monkeypatch):
     monkeypatch.setattr(rest_api, "_WAITING", 1)
+    monkeypatch.setattr(rest_api, "_RECEIVING", 0)
     running = start(threads=1)
     running.servable.held = threading.Event()
     with futures.ThreadPoolExecutor() as pool:

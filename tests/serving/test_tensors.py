@@ -66,9 +66,13 @@ def tensor(dtype: int, dims: list[int], **fields):
         (tensor(types_pb2.DT_STRING, [2]), [b"", b""]),
         (tensor(types_pb2.DT_STRING, [3], string_val=[b"a", b"b"]), [b"a", b"b", b"b"]),
         (tensor(types_pb2.DT_BOOL, [2], bool_val=[True]), [True, True]),
+        (tensor(types_pb2.DT_COMPLEX64, [2], scomplex_val=[1, 2, 3]), [1 + 2j, 1 + 2j]),
+        (tensor(types_pb2.DT_COMPLEX128, [1], dcomplex_val=[1]), [0]),
+        (tensor(types_pb2.DT_FLOAT, [0], tensor_content=b"1234"), []),
+        (tensor(types_pb2.DT_STRING, [0, 2], tensor_content=b"1234"), []),
     ],
 )
-def test_values_that_are_too_few_or_too_large_are_read_as_tensorflow_does(proto, values):
+def test_values_that_are_too_few_too_many_or_too_large_are_read_as_tensorflow_does(proto, values):
     assert tensors.from_proto("x", proto).tolist() == values
     kind = tf.as_dtype(proto.dtype)
     assert tf.io.parse_tensor(proto.SerializeToString(), kind).numpy().tolist() == values
@@ -96,6 +100,8 @@ def test_packed_strings_that_are_cut_off_are_refused(content):
         {"dtype": 20, "int_val": [1]},
         {"dtype": 1, "float_val": [1.0], "dims": [1, 10**8, 10**7, 3]},
         {"dtype": 0},
+        {"dtype": 10, "tensor_content": b"\2"},
+        {"dtype": 0, "dims": [0], "tensor_content": b"1234"},
     ],
 )
 def test_malformed_tensors_are_the_callers_mistake(fields):
@@ -112,12 +118,18 @@ def example(**numbers: float) -> tf.train.Example:
     return made
 
 
-def test_a_context_is_merged_into_every_example_and_overridden_by_it():
+def test_a_context_comes_before_every_example_and_is_overridden_by_it():
     given = input_pb2.Input()
     given.example_list_with_context.context.CopyFrom(example(a=1, b=2))
-    given.example_list_with_context.examples.extend([example(), example(b=3)])
-    merged = [tf.train.Example.FromString(x) for x in tensors.examples(given)]
-    assert merged == [example(a=1, b=2), example(a=1, b=3)]
+    empty = tf.train.Example()
+    empty.features.feature["a"].SetInParent()
+    given.example_list_with_context.examples.extend([example(), example(b=3), empty])
+    serialized = tensors.examples(given)
+    merged = [tf.train.Example.FromString(x) for x in serialized]
+    assert merged[:2] == [example(a=1, b=2), example(a=1, b=3)]
+    # As TensorFlow reads it: a feature without a value is none.
+    specs = {name: tf.io.FixedLenFeature([], tf.float32) for name in "ab"}
+    assert float(tf.io.parse_single_example(serialized[2], specs)["a"]) == 1
     plain = input_pb2.Input()
     plain.example_list.examples.extend([example(a=1)])
     assert tensors.examples(plain) == [example(a=1).SerializeToString()]
