@@ -5,18 +5,27 @@
 
 Servers follow models.config if they run with `--model_config_file=models/models.config` and
 `--model_config_file_poll_wait_seconds=1`. They refuse a label for a version that they have not
-loaded, and all of the file with it; so the file first says to load the version, and names the label
-once the server at --address has it. A server of this model needs some seconds for that. If it
-cannot, the file is put back. Without --address both are written at once, which suits servers that
-are started later, with `--allow_version_labels_for_unavailable_models`.
+loaded, and all of the file with it; so the file first says to load the version, with the labels as
+the server at --address has them, and names the label once it has loaded it. A server of this model
+needs some seconds for that. If it cannot, the file is put back. Without --address both are written
+at once, which suits servers that are started later, with
+`--allow_version_labels_for_unavailable_models`.
 """
 
 import contextlib
+import dataclasses
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from tfs_client import Client, NotFoundError, ServerError, TFSError, VersionStatus
+from tfs_client import (
+    Client,
+    InvalidRequestError,
+    NotFoundError,
+    ServerError,
+    TFSError,
+    VersionStatus,
+)
 
 from pipeline import labels
 from pipeline.config import MODEL_NAME
@@ -53,9 +62,8 @@ def promote(
     store = open_repository(repository)
     with store.changing():
         _check_published(store, version)
-        served, history = labels.read(store), labels.read_history(store)
-        stable = served.labels.get("stable")
-        before = labels.earlier(history, stable)
+        stable = labels.read(store).labels.get("stable")
+        before = _stable_before(store, stable)
         if label == "stable" and stable and stable != version:
             before = [*before, stable]
             labels.write_history(store, before)
@@ -68,18 +76,17 @@ def rollback(
     """Give `stable` back to the version that had it before; returns that.
 
     Raises:
-        PipelineError: none had it, it is gone, or the server does not follow.
+        PipelineError: none that is still there had it, or the server does not follow.
     """
     store = open_repository(repository)
     with store.changing():
         stable = labels.read(store).labels.get("stable")
-        history = labels.earlier(labels.read_history(store), stable)
+        history = _stable_before(store, stable)
         if not history:
             raise PipelineError(
                 f"no version of {store.place}/{MODEL_NAME} was stable before: promote one"
             )
         *before, version = history
-        _check_published(store, version)
         _move(store, "stable", version, before, address, wait_seconds)
         labels.write_history(store, before)
         return version
@@ -112,8 +119,11 @@ def _move(
         return
     try:
         with _Server(address, wait_seconds) as server, _undone(store):
-            labels.write(store, served.loading(version))
-            server.wait_for_version(version)
+            current = dataclasses.replace(served, labels=server.labels(served.labels))
+            needed = {*current.labels.values(), *moved.labels.values()}
+            labels.write(store, current.loading(*needed))
+            for each in sorted(set(moved.labels.values())):
+                server.wait_for_version(each)
             labels.write(store, moved)
             server.wait_for_label(label, version)
     except TFSError as error:
@@ -133,6 +143,13 @@ def _undone(store: Repository) -> Iterator[None]:
         else:
             store.write(CONFIG, text)
         raise
+
+
+def _stable_before(store: Repository, stable: int | None) -> list[int]:
+    """The published versions that were stable before the one that is, the latest last."""
+    published = store.versions()
+    history = [version for version in labels.read_history(store) if version in published]
+    return labels.earlier(history, stable)
 
 
 def _check_published(store: Repository, version: int) -> None:
@@ -163,6 +180,14 @@ class _Server:
 
     def __exit__(self, *_: object) -> None:
         self._client.close()
+
+    def labels(self, known: Iterable[str]) -> dict[str, int]:
+        """What labels stand for on the server, without those that it does not know."""
+        found = {}
+        for label in known:
+            with contextlib.suppress(InvalidRequestError, NotFoundError):
+                found[label] = self._client.metadata(version_label=label).version
+        return found
 
     def wait_for_version(self, version: int) -> None:
         """Wait until a version is available, but no longer than it can still become so."""

@@ -1,6 +1,7 @@
 """Promotion and roll-back on a real server, which is asked by label."""
 
 import contextlib
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -126,3 +127,38 @@ def test_no_server_no_change(models, address):
     with pytest.raises(PipelineError, match="is the server running"):
         promote.promote(models, 2, "stable", f"localhost:{free_port()}", TIMEOUT)
     assert (models / "models.config").read_text() == before
+
+
+@pytest.mark.parametrize("forgotten", [True, False])
+def test_a_server_that_refused_the_file_follows_when_it_is_named(models, forgotten):
+    """It was not named, or looks so rarely that it saw the second of the two files alone."""
+    promote.promote(models, 1, "stable")
+    following = (
+        f"--model_config_file={models}/models.config",
+        "--allow_version_labels_for_unavailable_models",
+        "--model_config_file_poll_wait_seconds",
+    )
+    with (
+        serving(*following[:2], f"{following[2]}=1") as one,
+        serving(*following[:2], f"{following[2]}=4") as rare,
+    ):
+        named = None if forgotten else one
+        promote.promote(models, 2, "stable", named, TIMEOUT)
+        for address in (one, rare):
+            promote.promote(models, 2, "stable", address, TIMEOUT)
+            assert ask(address, "stable") == (2, 3)
+        assert ask(one, "stable") == (2, 3)
+
+
+def test_a_roll_back_passes_over_versions_that_are_gone(tmp_path):
+    for run in range(4):
+        publish.publish(exports.make_run(tmp_path / f"run-{run}"), tmp_path / "models", force=True)
+    store = tmp_path / "models"
+    for version in (1, 2, 3, 4):
+        promote.promote(store, version, "stable")
+    shutil.rmtree(store / "googlenet" / "2")
+    assert promote.rollback(store) == 3
+    assert "versions: 1" in (store / "models.config").read_text()
+    assert promote.rollback(store) == 1
+    with pytest.raises(PipelineError, match="stable before"):
+        promote.rollback(store)
