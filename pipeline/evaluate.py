@@ -6,6 +6,8 @@ prints the accuracy and writes `evaluation.json`, `predictions.npy` and `confusi
 folder. Fashion-MNIST takes some ten seconds on two cores.
 """
 
+import json
+
 import numpy as np
 import tensorflow as tf
 import tf_keras as keras
@@ -23,6 +25,36 @@ def evaluate(run: Run, data: Dataset) -> Metrics:
     Raises:
         PipelineError: the data set's classes are not those the network was trained on.
     """
+    measured, predictions = measure(run, data)
+    files.write(run.predictions, lambda partial: np.save(partial, predictions))
+    files.write(
+        run.confusion,
+        lambda partial: partial.write_bytes(
+            pictures.confusion(measured.confusion, data.class_names)
+        ),
+    )
+    files.write_json(run.evaluation, {"dataset": data.name, **vars(measured)})
+    print(
+        f"accuracy {measured.accuracy:.4f}, loss {measured.loss:.4f} on {measured.images:,} images"
+    )
+    return measured
+
+
+def accuracy(run: Run, data: Dataset) -> float:
+    """What `evaluate` found on these data, or would find: it is measured, and nothing is kept."""
+    if run.evaluation.exists():
+        found = json.loads(run.evaluation.read_text())
+        if (found.get("dataset"), found["images"]) == (data.name, data.test.size):
+            return found["accuracy"]
+    return measure(run, data)[0].accuracy
+
+
+def measure(run: Run, data: Dataset) -> tuple[Metrics, np.ndarray]:
+    """What a run's network does on the test split, in float32, and its answers, see `metrics`.
+
+    Raises:
+        PipelineError: the data set's classes are not those the network was trained on.
+    """
     if data.class_names != run.class_names:
         raise PipelineError(
             f"dataset {data.name} has {len(data.class_names)} classes and run {run.path} was "
@@ -31,19 +63,7 @@ def evaluate(run: Run, data: Dataset) -> Metrics:
     network = load_network(run)
     predict = tf.function(lambda pixels: network(pixels, training=False)["logits"])
     batches = dataset.batches(data.test, run.config.image_size)
-    measured, predictions = metrics.measure(predict, batches, data.test.size, data.class_names)
-    files.write(run.predictions, lambda partial: np.save(partial, predictions))
-    files.write(
-        run.confusion,
-        lambda partial: partial.write_bytes(
-            pictures.confusion(measured.confusion, data.class_names)
-        ),
-    )
-    files.write_json(run.evaluation, vars(measured))
-    print(
-        f"accuracy {measured.accuracy:.4f}, loss {measured.loss:.4f} on {measured.images:,} images"
-    )
-    return measured
+    return metrics.measure(predict, batches, data.test.size, data.class_names)
 
 
 def load_network(run: Run) -> keras.Model:

@@ -102,7 +102,7 @@ def _calibration(run: Run, data: Dataset) -> list[tf.Tensor]:
 
 def _check_precision(run: Run, folder: Path, precision: str, data: Dataset) -> dict[str, object]:
     """Measure the export itself on the test split; returns what the manifest says of it."""
-    expected = _accuracy(run, data)
+    expected = evaluate.accuracy(run, data)
     signature = tf.saved_model.load(str(folder)).signatures["predict_images"]
     measured, _ = metrics.measure(
         lambda pixels: tf.math.log(signature(images=pixels)["probabilities"] + 1e-30),
@@ -124,13 +124,6 @@ def _check_precision(run: Run, folder: Path, precision: str, data: Dataset) -> d
         "allowed_drop": allowed,
         "images": measured.images,
     }
-
-
-def _accuracy(run: Run, data: Dataset) -> float:
-    """In fp32: what `evaluate` found on these data, or finds now."""
-    if data.name == run.config.dataset and run.evaluation.exists():
-        return float(json.loads(run.evaluation.read_text())["accuracy"])
-    return evaluate.evaluate(run, data).accuracy
 
 
 class _Servable(tf.Module):

@@ -5,6 +5,7 @@ Source: Szegedy et al., *Going deeper with convolutions* (2014), table 1 for the
 """
 
 import math
+import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -120,6 +121,24 @@ class AdaptiveAveragePooling(layers.Layer):
     @staticmethod
     def _windows(side: int) -> list[slice]:
         return [slice(i * side // 4, math.ceil((i + 1) * side / 4)) for i in range(4)]
+
+
+class Dropout(layers.Layer):
+    """tf-keras's, whose generator's state is kept in a checkpoint; theirs begins anew after it.
+
+    Seeded from Python's `random`, which `keras.utils.set_random_seed` seeds.
+    """
+
+    def __init__(self, rate: float, **names: str) -> None:
+        super().__init__(**names)
+        self._rate = rate
+        self._generator = tf.random.Generator.from_seed(random.getrandbits(32))
+
+    def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
+        if not training or not self._rate:
+            return inputs
+        seed = self._generator.make_seeds()[:, 0]
+        return tf.nn.experimental.stateless_dropout(inputs, self._rate, seed)
 
 
 class Layers(Protocol):
@@ -249,7 +268,7 @@ class _Builder:
         x = self.conv(x, 128, 1, f"{name}_conv")
         x = layers.Flatten(name=f"{name}_flatten", dtype=self.dtype)(x)
         x = layers.Dense(1024, "relu", name=f"{name}_fc", dtype=self.dtype)(x)
-        x = layers.Dropout(0.7, name=f"{name}_dropout", dtype=self.dtype)(x)
+        x = Dropout(0.7, name=f"{name}_dropout", dtype=self.dtype)(x)
         return layers.Dense(classes, name=name, dtype="float32")(x)
 
 
@@ -297,6 +316,6 @@ def build(
     x = layers.GlobalAveragePooling2D(name="average", dtype="float32")(x)
     outputs["embedding"] = x
     dropout = form.dropout if dropout is None else dropout
-    x = layers.Dropout(dropout, name="dropout", dtype="float32")(x)
+    x = Dropout(dropout, name="dropout", dtype="float32")(x)
     outputs["logits"] = layers.Dense(classes, name="logits", dtype="float32")(x)
     return keras.Model(pixels, outputs, name="googlenet")

@@ -11,6 +11,7 @@ def test_results_are_left_in_the_run_folder(run, data):
     saved = json.loads(run.evaluation.read_text())
     labels = np.array([int(label) for _, label in data.test.images()])
     predictions = np.load(run.predictions)
+    assert saved["dataset"] == data.name
     assert saved["images"] == data.test.size == len(predictions)
     assert saved["accuracy"] == pytest.approx((predictions == labels).mean())
     assert np.diag(saved["confusion"]).sum() == (predictions == labels).sum()

@@ -207,3 +207,21 @@ def test_exporting_again_replaces_the_export(run, exported):
     assert export.export(run) == exported
     assert (exported / "assets.extra" / "manifest.json").stat().st_ino != before
     assert not [path for path in run.path.iterdir() if path.name.startswith(".")]
+
+
+def test_a_precision_is_judged_by_the_images_that_are_named(copied, data):
+    """And what `evaluate` found on others stays as it is."""
+
+    def said(name: str, turn: int) -> dict:
+        records = data.test.records.map(lambda image, label: (image, (label + turn) % 3))
+        test = dataclasses.replace(data.test, records=records)
+        export.export(copied, "bf16", dataclasses.replace(data, name=name, test=test))
+        return json.loads((copied.export / "assets.extra" / "manifest.json").read_text())
+
+    before = copied.evaluation.read_text()
+    accuracy = json.loads(before)["accuracy"]
+    other, own = said("other", 1), said(data.name, 0)
+    assert other["precision_check"]["fp32_accuracy"] <= 1 - accuracy
+    assert own["precision_check"]["fp32_accuracy"] == accuracy
+    assert other["metrics"] == own["metrics"] == {"split": "test", **json.loads(before)}
+    assert copied.evaluation.read_text() == before
