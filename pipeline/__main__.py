@@ -18,6 +18,7 @@ os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
 from pipeline import config
 from pipeline import run as runs
 from pipeline.errors import PipelineError
+from pipeline.repository import local_folder
 from pipeline.verdict import Thresholds
 
 # Stages are imported when they run: TensorFlow takes seconds, which --help and a mistake need not.
@@ -45,6 +46,8 @@ def train(options: Namespace) -> None:
             print(f"run {begun.path} is trained already")
             return
         recipe = begun.config
+    elif options.run:
+        _check_new(options)
     from pipeline import strategy
 
     workers = strategy.start(
@@ -63,7 +66,7 @@ def import_weights(options: Namespace) -> None:
         raise PipelineError("no weights are named: give --weights googlenet.pth")
     from pipeline import weights
 
-    names = options.classes and tuple(options.classes.read_text().splitlines())
+    names = options.classes and _lines(options.classes)
     weights.import_torchvision(options.weights, options.runs, names)
 
 
@@ -153,7 +156,7 @@ def benchmark(options: Namespace) -> int:
 
     return benchmark.benchmark(
         samples.folder(options.dataset or "fashion_mnist", options.data_dir),
-        Path(options.repository),
+        _folder(options.repository),
         options.address,
         options.flags,
     )
@@ -165,7 +168,7 @@ def tune(options: Namespace) -> int:
 
     return benchmark.tune(
         samples.folder(options.dataset or "fashion_mnist", options.data_dir),
-        Path(options.repository),
+        _folder(options.repository),
         options.flags,
     )
 
@@ -197,7 +200,7 @@ def demo(options: Namespace) -> None:
     """All of it once, with a comparison of served and offline answers"""
     from pipeline import demo
 
-    demo.demo(options.data_dir, options.mirror, options.runs, Path(options.repository))
+    demo.demo(options.data_dir, options.mirror, options.runs, _folder(options.repository))
 
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -225,7 +228,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "default": 300.0,
         "help": "longest wait for a worker or a server",
     },
-    "--run": {"type": Path, "help": "a run's folder; the newest if left out"},
+    "--run": {
+        "type": Path,
+        "help": "a run's folder; if left out, the newest, and for train a new one",
+    },
     "--runs": {"type": Path, "default": Path("runs"), "help": "where run folders are"},
     "--address": {"help": "host:port of a server; benchmark starts one if it is left out"},
     "flags": {"nargs": "*", "metavar": "FLAG", "help": "of `tfs bench`, after --"},
@@ -359,6 +365,32 @@ def _check_same(begun: runs.Run, options: Namespace) -> None:
 def _overrides(options: Namespace) -> dict[str, object]:
     names = (name.removeprefix("--").replace("-", "_") for name in ("--dataset", *_RECIPE))
     return {name: getattr(options, name) for name in names}
+
+
+def _check_new(options: Namespace) -> None:
+    """A name with a typing error must not begin a training, nor fill a folder of something else."""
+    run, multiworker = options.run, options.strategy == "multiworker"
+    if not any(x is not None for x in (options.preset, *_overrides(options).values())):
+        raise PipelineError(f"no run at {run}: mend its name, or say which --preset to begin there")
+    # Of several workers another may just be at it.
+    if not multiworker and run.exists() and not (run.is_dir() and not any(run.iterdir())):
+        raise PipelineError(f"{run} holds something else than a run: begin it in a new folder")
+
+
+def _folder(repository: str) -> Path:
+    folder = local_folder(repository)
+    if folder is None:
+        raise PipelineError(
+            f"repository {repository}: the embedded server reads folders of this machine: name one"
+        )
+    return folder
+
+
+def _lines(path: Path) -> tuple[str, ...]:
+    try:
+        return tuple(path.read_text("utf-8").splitlines())
+    except UnicodeDecodeError as error:
+        raise PipelineError(f"{path} is not in UTF-8: save it as that") from error
 
 
 def _run(options: Namespace) -> runs.Run:

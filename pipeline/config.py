@@ -25,7 +25,7 @@ class Config:
         dataset: a TFDS name, or a folder with one sub-folder of images per class.
         holdout: share of the training split kept out of training and measured after each epoch,
             0 to 0.5; choices are made on it, so that the test split stays unseen.
-        image_size: side of the network's input in pixels, 16 to 1024.
+        image_size: side of the network's input in pixels, 16 to 512.
         early_size: side in the first part of training, where smaller pictures do; 0 for none.
         early_share: that part, as a share of the epochs, 0 to 1.
         variant: form of the network, see `googlenet.VARIANTS`.
@@ -51,7 +51,7 @@ class Config:
         shift: how far pictures are shifted by chance, as a share of their side, 0 to 0.5.
         erase: probability that a rectangle of a picture is blanked, 0 to 1 (Zhong et al. 2017).
         precision: `bf16` computes in bfloat16 and keeps float32 weights; `auto` picks it where
-            the processor has it.
+            the processor that a run begins on has it.
         strategy: the tf.distribute strategy, see `strategy.STRATEGIES`.
         seed: of weights, order and augmentation.
     """

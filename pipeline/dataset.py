@@ -14,6 +14,7 @@ import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
 import absl.logging
@@ -93,16 +94,18 @@ def load(name: str, data_dir: Path = DEFAULT_DATA_DIR, mirror: str | None = None
 
 
 def hold_out(split: Split, share: float) -> tuple[Split, Split]:
-    """Every so-many-th element of a split kept apart: (the rest, what is kept apart)."""
+    """A share of a split, taken evenly, kept apart: (the rest, what is kept apart)."""
     if not share:
         return split, dataclasses.replace(split, records=split.records.take(0), size=0)
-    period = round(1 / share)
+    taken, of = Fraction(share).limit_denominator(10**6).as_integer_ratio()
     numbered = split.records.enumerate()
     kept, rest = (
-        numbered.filter(lambda i, _, apart=apart: (i % period == 0) == apart).map(lambda _, x: x)
+        numbered.filter(lambda i, _, apart=apart: (i * taken % of < taken) == apart).map(
+            lambda _, x: x
+        )
         for apart in (True, False)
     )
-    size = -(-split.size // period)
+    size = -(-split.size * taken // of)
     return (
         dataclasses.replace(split, records=rest, size=split.size - size),
         dataclasses.replace(split, records=kept, size=size),

@@ -34,9 +34,14 @@ def replace_folder(path: Path, save: Callable[[Path], object]) -> None:
         partial = Path(folder) / path.name
         save(partial)
         sync_tree(partial)
-        if path.exists():
-            path.rename(Path(folder) / "old")
-        partial.rename(path)
+        old = Path(folder) / "old"
+        try:
+            if path.exists():
+                path.rename(old)
+            partial.rename(path)
+        finally:
+            if old.exists() and not path.exists():  # a signal came in between
+                old.rename(path)
     sync(path.parent)
 
 

@@ -11,6 +11,7 @@ from pipeline.config import STAGES, Config
 from pipeline.dataset import Split
 from pipeline.metrics import Metrics
 
+DTYPES = {"fp32": "float32", "bf16": "mixed_bfloat16"}  # precision -> tf-keras's policy
 AUXILIARY_WEIGHT = 0.3  # of each auxiliary classifier's loss (paper, section 5)
 
 Batch = tuple[tf.Tensor, tf.Tensor]  # uint8 pixels [B,S,S,3] and int64 labels [B]
@@ -37,7 +38,7 @@ class Learner:
         self._recipe = recipe
         self._class_names = class_names
         self._strategy = strategy
-        self.dtype = choose_dtype(recipe.precision)
+        self.dtype = DTYPES[choose_precision(recipe.precision)]
         self.initialized = None
         with strategy.scope():
             any_size = bool(recipe.early_size)
@@ -162,10 +163,11 @@ def build(
     )
 
 
-def choose_dtype(precision: str) -> str:
-    """The tf-keras dtype policy for a precision; `auto` takes bfloat16 where that is fast."""
-    bf16 = precision == "bf16" or (precision == "auto" and _has_fast_bfloat16())
-    return "mixed_bfloat16" if bf16 else "float32"
+def choose_precision(precision: str) -> str:
+    """`bf16` or `fp32`; for `auto`, what is fast on this machine."""
+    if precision != "auto":
+        return precision
+    return "bf16" if _has_fast_bfloat16() else "fp32"
 
 
 def _has_fast_bfloat16() -> bool:

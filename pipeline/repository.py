@@ -87,14 +87,19 @@ class Repository(Protocol):
 
 def open_repository(place: Path | str) -> Repository:
     """The repository at a path, or at an address of any file system that TensorFlow reads."""
-    if "://" not in str(place):
-        return LocalRepository(place)
-    address = urlparse(str(place))
-    if address.scheme == "file":
-        return LocalRepository(unquote(address.path))
+    if folder := local_folder(place):
+        return LocalRepository(folder)
     from pipeline.object_store import ObjectStore  # TensorFlow's import takes seconds
 
     return ObjectStore(str(place))
+
+
+def local_folder(place: Path | str) -> Path | None:
+    """The folder of a repository on a file system of this machine's kernel; None of another."""
+    if "://" not in str(place):
+        return Path(place)
+    address = urlparse(str(place))
+    return Path(unquote(address.path)) if address.scheme == "file" else None
 
 
 class LocalRepository:

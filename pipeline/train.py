@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -30,7 +31,7 @@ from pipeline.config import Config
 from pipeline.dataset import Dataset
 from pipeline.errors import PipelineError, reason
 from pipeline.feed import Feed
-from pipeline.learner import Batch, Learner
+from pipeline.learner import Batch, Learner, choose_precision
 from pipeline.progress import Progress
 from pipeline.run import Run
 from pipeline.strategy import WAIT_SECONDS, WaitLimit, barrier, distribute, is_chief
@@ -53,6 +54,8 @@ def open_run(
     if path and (path / runs.RECORD).exists():
         run = runs.read(path)
     elif is_chief(strategy):
+        # Once for all workers, and for a machine of another kind that goes on with it.
+        recipe = replace(recipe, precision=choose_precision(recipe.precision))
         run = runs.create(root, recipe, data.class_names, images, path)
     barrier(strategy)
     if path and not is_chief(strategy):

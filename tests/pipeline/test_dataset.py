@@ -51,6 +51,13 @@ def test_what_is_held_out_is_apart_and_the_same_every_time(data):
     assert [path for path, _ in again] == paths[1]
 
 
+@pytest.mark.parametrize(("share", "size"), [(0.1, 5), (0.3, 13), (0.35, 15), (0.4, 17), (0.5, 21)])
+def test_as_much_is_held_out_as_asked(data, share, size):
+    rest, apart = dataset.hold_out(data.train, share)
+    assert (len(list(rest.records)), len(list(apart.records))) == (42 - size, size)
+    assert (rest.size, apart.size) == (42 - size, size)
+
+
 def test_nothing_held_out_is_everything(data):
     rest, apart = dataset.hold_out(data.train, 0.0)
     assert rest is data.train

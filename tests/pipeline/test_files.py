@@ -1,3 +1,6 @@
+import itertools
+from pathlib import Path
+
 import pytest
 
 from pipeline import files
@@ -17,7 +20,7 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
+def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
     folder = tmp_path / "out"
 
     def fill(text):
@@ -34,3 +37,15 @@ def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
         files.replace_folder(folder, fail)
     assert [path.name for path in folder.iterdir()] == ["two"]
     assert list(tmp_path.iterdir()) == [folder]
+
+    rename, renames = Path.rename, itertools.count()
+
+    def interrupted(self, target):
+        if next(renames) == 1:
+            raise SystemExit(143)
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(SystemExit):
+        files.replace_folder(folder, fill("three"))
+    assert [path.name for path in folder.iterdir()] == ["two"]

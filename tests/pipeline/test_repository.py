@@ -129,4 +129,5 @@ def test_places(tmp_path):
         store = repository.open_repository(place)
         assert isinstance(store, LocalRepository)
         assert store.base_path == f"{tmp_path}/googlenet"
+        assert repository.local_folder(place) == tmp_path
     assert repository.open_repository("ram://models").base_path == "ram://models/googlenet"

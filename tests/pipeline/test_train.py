@@ -1,4 +1,5 @@
 import csv
+import dataclasses
 import os
 import random
 import signal
@@ -50,6 +51,22 @@ def test_a_run_is_found_again_with_its_recipe(run, recipe, data):
     assert again.config == recipe
     assert again.class_names == data.class_names
     assert again.train_images == data.train.size
+
+
+def test_the_precision_is_chosen_once(data, recipe, tmp_path, monkeypatch):
+    """A run that goes on with a machine of another kind stays the run it was."""
+    automatic = dataclasses.replace(recipe, precision="auto")
+    started = strategy.start("one")
+    for fast, precision in ((True, "bf16"), (False, "fp32")):
+        monkeypatch.setattr(learner, "_has_fast_bfloat16", lambda fast=fast: fast)
+        path = tmp_path / precision
+        assert (
+            train.open_run(path, tmp_path, automatic, data, started).config.precision == precision
+        )
+        monkeypatch.setattr(learner, "_has_fast_bfloat16", lambda fast=fast: not fast)
+        assert (
+            train.open_run(path, tmp_path, automatic, data, started).config.precision == precision
+        )
 
 
 def test_saved_weights_are_those_trained(run):
