@@ -70,7 +70,8 @@ class _Model:
     versions: dict[int, Version] = field(default_factory=dict)
 
     def available(self) -> list[Version]:
-        return [v for v in self.versions.values() if v.state is State.AVAILABLE]
+        # A copy, as the watching thread may find a version meanwhile.
+        return [v for v in list(self.versions.values()) if v.state is State.AVAILABLE]
 
 
 class Repository:
@@ -339,7 +340,7 @@ class Repository:
 
     def _hopeless(self, model: _Model) -> list[str]:
         """What cannot be loaded of a model all of whose versions failed, and why."""
-        failed = [version for version in model.versions.values() if version.failures]
+        failed = [version for version in list(model.versions.values()) if version.failures]
         if any(version.failures <= self._polling.load_retries for version in failed):
             return []
         return [
