@@ -17,7 +17,7 @@ import numpy as np
 from tfs_client._client import Client
 from tfs_client._errors import InvalidImageError, ServerError, TFSError
 from tfs_client._results import Classification, TensorSpec
-from tfs_client._tensors import Array, plain_array
+from tfs_client._tensors import Array, numpy_dtype, plain_array
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".gif", ".bmp"})
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM")
@@ -201,7 +201,7 @@ def _as_dtype(array: Array, name: str) -> Array:
         return array
     if array.dtype == object or array.dtype.kind in "SU":
         raise TypeError(f"is text where {name} is asked for")
-    converted = array.astype(name)
+    converted = array.astype(numpy_dtype(name) or np.dtype(name))
     if array.dtype.kind in "iu" + "f" * (converted.dtype.kind in "iu") and not np.array_equal(
         converted, array
     ):

@@ -101,7 +101,7 @@ def prepare(position: int, image: Any) -> Prepared:
     if _is_pillow(image):
         name = getattr(image, "filename", "") or unnamed
         try:
-            return Prepared(position, name, _pixels(position, np.asarray(image.convert("RGB"))))
+            return Prepared(position, name, _pixels(position, _rgb(image)))
         except (OSError, ValueError) as error:  # Pillow reads when it must
             raise InvalidImageError(name, f"cannot be read: {error}", position) from error
     if hasattr(image, "read"):
@@ -119,6 +119,16 @@ def prepare(position: int, image: Any) -> Prepared:
     except (OSError, ValueError) as error:  # a path with a null character is a ValueError
         reason = getattr(error, "strerror", None) or error
         raise InvalidImageError(name, f"cannot be read: {reason}", position) from error
+
+
+def _rgb(image: Any) -> _tensors.Array:
+    """Of 16 bits the upper 8, as the server takes them from the same picture's file."""
+    if image.mode.startswith("I;16"):
+        grey = (np.asarray(image) >> 8).astype(np.uint8)
+        return np.repeat(grey[:, :, np.newaxis], 3, axis=2)
+    if image.mode in ("I", "F"):
+        raise ValueError(f"mode {image.mode} does not say what is white: convert it to L or RGB")
+    return np.asarray(image.convert("RGB"))
 
 
 def _pixels(position: int, image: _tensors.Array) -> _tensors.Array:

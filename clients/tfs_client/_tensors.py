@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -177,16 +178,19 @@ def from_proto(proto: tfs_pb2.TensorProto) -> Array:
 
     Raises:
         TypeError: numpy has no such dtype.
+        ValueError: its contents do not fit its shape.
     """
     name = dtype_name(proto.dtype)
     shape = tuple([dim.size for dim in proto.tensor_shape.dim])
     if name not in _KINDS:
         raise TypeError(f"a tensor of {name} cannot be read: numpy has no such dtype")
     if name == "bytes":
-        values = np.empty(len(proto.string_val), object)
-        values[:] = list(proto.string_val)
+        packed = proto.tensor_content
+        listed = _unpacked(packed, math.prod(shape)) if packed else list(proto.string_val)
+        values = np.empty(len(listed), object)
+        values[:] = listed
         return _filled(values, shape, b"")
-    dtype = _dtype(name)
+    dtype = numpy_dtype(name)
     if proto.tensor_content:
         values = np.frombuffer(proto.tensor_content, dtype or np.uint16)
     else:
@@ -195,6 +199,25 @@ def from_proto(proto: tfs_pb2.TensorProto) -> Array:
     if dtype is None:  # the upper half of a float32
         values = (values.astype(np.uint32) << 16).view(np.float32)
     return _filled(values, shape)
+
+
+def _unpacked(content: bytes, count: int) -> list[bytes]:
+    """Strings as TensorFlow packs them: all lengths as varints, then all bytes."""
+    lengths, at = [], 0
+    for _ in range(count):
+        length = shift = 0
+        while True:
+            byte = content[at]
+            at += 1
+            length |= (byte & 127) << shift
+            shift += 7
+            if byte < 128:
+                break
+        lengths.append(length)
+    ends = list(itertools.accumulate(lengths, initial=at))
+    if ends[-1] != len(content):
+        raise ValueError("a tensor of strings has other lengths than it says")
+    return [content[begin:end] for begin, end in itertools.pairwise(ends)]
 
 
 def _listed(values: Any, field: str, dtype: np.dtype[Any] | None) -> Array:
@@ -219,7 +242,7 @@ def _filled(values: Array, shape: tuple[int, ...], nothing: object = 0) -> Array
     return values.reshape(shape)
 
 
-def _dtype(name: str) -> np.dtype[Any] | None:
+def numpy_dtype(name: str) -> np.dtype[Any] | None:
     """None for bfloat16 without ml_dtypes."""
     if name not in _FROM_ML_DTYPES:
         return np.dtype(name)

@@ -227,6 +227,9 @@ def test_steps_and_replays_are_sent_whole_and_once():
         assert found.steady is None
         replayed = measured(server, Replay((0.0, 0.1, 0.1, 1.4)), 0.5)
         assert [window.sent for window in replayed.windows] == [3, 0, 1]
+        assert replayed.whole.seconds == pytest.approx(1.4, abs=0.01)
+        cut = measured(server, Steps(((50, 1.2),)), 0.9)
+        assert cut.whole.images_per_second == pytest.approx(cut.whole.sent / 1.2, rel=0.05)
         server.requests.clear()
 
 
@@ -337,6 +340,7 @@ def test_the_server_scenario_finds_the_rate_that_a_known_server_holds():
     found = scenarios.server(one_server, 1.0, limit=0.05, highest=100.0, batch=1, seed=1)
     assert 45 < found.value < 60  # 55 on average; it must hold with other moments too
     assert scenarios.server(one_server, 1.0, 0.005, 100.0, 1, 1).value == 0
+    assert "nothing was answered" in scenarios.server(one_server, 1.0, 0.05, 0.0, 1, 1).text
     assert found.valid
 
 
@@ -476,6 +480,17 @@ def test_what_cannot_be_compared_is_refused():
         list(compare.changes(made_report(), late))
     assert compare.new_failures(made_report(), made_report(wrong=1)) == 6
     assert compare.new_failures(made_report(wrong=1), made_report(wrong=1)) == 0
+    assert compare.new_failures(made_report(wrong=1), made_report(wrong=100)) == 600
+
+
+def test_what_answers_nothing_any_more_is_worse():
+    dead = made_report()
+    for row in dead.measurements:
+        for each in row:
+            each.windows = [Window(1.0, sent=300) for _ in each.windows]
+    (change,) = compare.changes(made_report(), dead)
+    assert (change.name, change.after) == ("images/s", 0)
+    assert change.is_regression(0.05)
 
 
 # --- the server's side ---

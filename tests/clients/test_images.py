@@ -2,6 +2,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorflow as tf
+from PIL import Image
 from tfs_client import InvalidImageError, _images, tfs_pb2
 
 
@@ -57,6 +59,17 @@ def test_requests_name_the_signature_and_input():
     signature, name, tensor = _images.to_input([_images.prepare(0, pixels(2, 3))])
     assert (signature, name) == ("predict_images", "images")
     assert [dim.size for dim in parsed(tensor).tensor_shape.dim] == [1, 2, 3, 3]
+
+
+def test_of_16_bits_the_upper_8_are_sent(tmp_path):
+    """As of the same picture's file, which the server decodes."""
+    levels = np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16)
+    Image.fromarray(levels).save(tmp_path / "grey.png")
+    sent = _images.prepare(0, Image.open(tmp_path / "grey.png")).content
+    decoded = tf.io.decode_png((tmp_path / "grey.png").read_bytes(), channels=3)
+    np.testing.assert_array_equal(sent, decoded)
+    with pytest.raises(InvalidImageError, match="image 3: cannot be read: mode F does not say"):
+        _images.prepare(3, Image.fromarray(levels.astype(np.float32)))
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,14 @@ def test_strings_are_what_tensorflow_reads_and_writes():
     theirs = tf.make_tensor_proto([[b"a"], [b"bc"]]).SerializeToString()
     back = _tensors.from_proto(tfs_pb2.TensorProto.FromString(theirs))
     assert back.tolist() == [[b"a"], [b"bc"]]
+    values = np.array([[b"", b"a" * 200], [b"\xff", b"bc"]], object)
+    packed = tensors.to_proto(values, as_content=True).SerializeToString()
+    proto = tfs_pb2.TensorProto.FromString(packed)
+    assert not proto.string_val
+    assert _tensors.from_proto(proto).tolist() == values.tolist()
+    proto.tensor_content += b"x"
+    with pytest.raises(ValueError, match="other lengths"):
+        _tensors.from_proto(proto)
 
 
 def test_numbers_of_dtypes_have_names():

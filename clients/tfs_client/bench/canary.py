@@ -30,8 +30,8 @@ from tfs_client._client import Client
 from tfs_client._errors import ServerError, TFSError
 from tfs_client._tensors import Array
 from tfs_client.bench import payloads, traffic
-from tfs_client.bench.compare import CONFIDENCE, DRAWS, interval
-from tfs_client.bench.intervals import LONGEST, newcombe, times, wilson
+from tfs_client.bench.compare import DRAWS, interval
+from tfs_client.bench.intervals import CONFIDENCE, LONGEST, newcombe, times, wilson
 from tfs_client.bench.traffic import Parts
 from tfs_client.bench.windows import SAMPLES_BEYOND
 

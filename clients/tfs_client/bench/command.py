@@ -102,8 +102,11 @@ def asked_for(options: argparse.Namespace) -> list[Load]:
     """The loads that the options name; some callers, where they name none.
 
     Raises:
-        TFSError: a file of timestamps cannot be read.
+        TFSError: a file of timestamps cannot be read, or a burst is of no whole number.
     """
+    for size, _ in options.burst or ():
+        if size < 1 or size % 1:
+            raise TFSError(f"--burst: {size:g} requests at once: name a whole number from 1")
     arrivals = loads.ARRIVALS[options.arrivals]
     found: list[Load] = [
         *map(loads.Closed, options.concurrency or ()),
@@ -232,7 +235,7 @@ def compare(options: argparse.Namespace) -> int:
             print(f"{name}, {remark}")
     failures = comparing.new_failures(before, after)
     if failures:
-        print(f"{failures} requests failed or were answered wrongly, and none before")
+        print(f"{failures} requests failed or were answered wrongly, and fewer before")
     return 1 if failures or any(change.is_regression(tolerance) for change in found) else 0
 
 

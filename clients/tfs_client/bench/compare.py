@@ -16,12 +16,12 @@ import numpy as np
 
 from tfs_client._errors import TFSError
 from tfs_client._tensors import Array
+from tfs_client.bench.intervals import CONFIDENCE, newcombe
 from tfs_client.bench.measure import Measurement, together
 from tfs_client.bench.report import Report
 from tfs_client.bench.windows import SAMPLES_BEYOND, Window
 
 DRAWS = 2000
-CONFIDENCE = 95.0
 TOLERANCE = 0.05
 PERCENTILES = (50.0, 90.0, 99.0)
 HEADER = f"{'load':>16}  {'':>8} {'before':>9} {'after':>9}  ratio ({CONFIDENCE:g} % interval)"
@@ -92,7 +92,7 @@ def _of_load(a: Measurement, b: Measurement, chance: np.random.Generator) -> Ite
     drawn = [_Drawn(each.windows, chance) for each in (a, b)]
     name = a.load if a.batch == 1 else f"{a.load} × {a.batch}"
     rates = [each.whole.images_per_second for each in (a, b)]
-    if min(rates) > 0:
+    if rates[0] > 0:
         low, high = interval(drawn[1].rates / drawn[0].rates)
         yield Change(name, "images/s", rates[0], rates[1], low, high, more_is_better=True)
     for q in PERCENTILES:
@@ -140,8 +140,14 @@ def _buckets(windows: Sequence[Window]) -> tuple[Array, Array]:
 
 
 def new_failures(before: Report, after: Report) -> int:
-    """Requests that failed or were answered wrongly in the second report, if none was before."""
-    bad = [
-        sum(each.bad for row in report.measurements for each in row) for report in (before, after)
-    ]
-    return 0 if bad[0] else bad[1]
+    """Requests that failed or were answered wrongly in the second report, if more than before.
+
+    That is, if none was before, or a larger share is, by its interval.
+    """
+    shares = []
+    for report in (before, after):
+        every = [each for row in report.measurements for each in row]
+        sent = sum(window.sent for each in every for window in each.windows)
+        shares.append((sum(each.bad for each in every), sent))
+    more = not shares[0][0] or newcombe(*shares)[0] > 0
+    return shares[1][0] if more else 0

@@ -68,6 +68,8 @@ def server(
         batch: images in a request.
         seed: of the moments.
     """
+    if not highest:
+        return Scenario("Server", 0.0, "no rate, as nothing was answered", False)
     valid = True
 
     def within(rate: float, seed: int) -> bool:
