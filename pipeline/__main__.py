@@ -355,7 +355,7 @@ def _check_same(begun: runs.Run, options: Namespace) -> None:
     """Options may not change the recipe of a run that is gone on with."""
     for field, value in {"preset": options.preset, **_overrides(options)}.items():
         started = getattr(begun.config, field)
-        if value not in (None, started):
+        if value not in (None, started, "auto"):  # which was chosen when it began
             raise PipelineError(
                 f"run {begun.path} was started with {field} {started}, not {value}: leave that "
                 "option out, or start another run"
@@ -372,8 +372,11 @@ def _check_new(options: Namespace) -> None:
     run, multiworker = options.run, options.strategy == "multiworker"
     if not any(x is not None for x in (options.preset, *_overrides(options).values())):
         raise PipelineError(f"no run at {run}: mend its name, or say which --preset to begin there")
-    # Of several workers another may just be at it.
-    if not multiworker and run.exists() and not (run.is_dir() and not any(run.iterdir())):
+    # Of several workers another may just be at it; a fresh file system has a lost+found.
+    empty = not run.exists() or (
+        run.is_dir() and all(path.name.startswith((".", "lost+found")) for path in run.iterdir())
+    )
+    if not multiworker and not empty:
         raise PipelineError(f"{run} holds something else than a run: begin it in a new folder")
 
 

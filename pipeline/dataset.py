@@ -100,7 +100,7 @@ def hold_out(split: Split, share: float) -> tuple[Split, Split]:
     taken, of = Fraction(share).limit_denominator(10**6).as_integer_ratio()
     numbered = split.records.enumerate()
     kept, rest = (
-        numbered.filter(lambda i, _, apart=apart: (i * taken % of < taken) == apart).map(
+        numbered.filter(lambda i, _, apart=apart: (-i * taken % of < taken) == apart).map(
             lambda _, x: x
         )
         for apart in (True, False)

@@ -8,7 +8,7 @@ import tf_keras as keras
 from pipeline.config import Config
 
 MOMENTUM = 0.9
-WARM_UP_SHARE = 0.1  # of all steps, during which the cosine's rate rises from 0
+WARM_UP_SHARE = 0.1  # of all steps, during which the cosine's rate rises
 
 # From a recipe, all steps, and those of an epoch.
 Schedule = Callable[[Config, int, int], keras.optimizers.schedules.LearningRateSchedule]
@@ -20,7 +20,10 @@ def _cosine(
     """Up in the first tenth, then down to 0 on half a cosine (Loshchilov & Hutter 2016)."""
     warm_up = math.ceil(WARM_UP_SHARE * steps)
     return keras.optimizers.schedules.CosineDecay(
-        0.0, max(1, steps - warm_up), warmup_target=recipe.learning_rate, warmup_steps=warm_up
+        recipe.learning_rate / (warm_up + 1),  # not 0, of which the first step learns nothing
+        max(1, steps - warm_up),
+        warmup_target=recipe.learning_rate,
+        warmup_steps=warm_up,
     )
 
 

@@ -5,12 +5,15 @@ tensorboard --logdir runs/          shows the curves and pictures of all runs
 
 import csv
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import tensorflow as tf
 from tqdm import tqdm
 
 from pipeline import files, pictures
+from pipeline.errors import reason
 from pipeline.metrics import Metrics
 from pipeline.run import Run
 
@@ -59,13 +62,13 @@ class Progress:
         self._step += 1
         self._ended = time.monotonic()
         if self._step == 1:
-            with self._board.as_default(1):
+            with self._writing("tensorboard"), self._board.as_default(1):
                 shown = getattr(pixels, "values", (pixels,))[0]
                 tf.summary.image("training pictures", shown, max_outputs=PICTURES)
         self._bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
         self._bar.update(self._run.config.batch_size)
         if self._step % SCALARS_EVERY == 0:
-            with self._board.as_default(self._step):
+            with self._writing("tensorboard"), self._board.as_default(self._step):
                 tf.summary.scalar("step/loss", loss)
                 tf.summary.scalar("step/learning rate", learning_rate)
 
@@ -90,7 +93,8 @@ class Progress:
     def finish(self) -> None:
         """Training is over: say what came of it."""
         self._bar.close()
-        self._board.close()
+        with self._writing("tensorboard"):
+            self._board.close()
         if not self._shown:
             return
         row = self._rows[-1]
@@ -105,15 +109,16 @@ class Progress:
 
     def _record(self, row: dict[str, float], held_out: Metrics | None) -> None:
         self._rows.append(row)
-        files.write(self._run.history, lambda partial: _write_rows(partial, self._rows))
-        with self._board.as_default(self._step):
+        with self._writing("history.csv"):
+            files.write(self._run.history, lambda partial: _write_rows(partial, self._rows))
+        with self._writing("tensorboard"), self._board.as_default(self._step):
             for name, value in row.items():
                 tf.summary.scalar(f"epoch/{name}", value)
             if held_out:
                 picture = pictures.confusion(held_out.confusion, self._run.class_names)
                 decoded = tf.io.decode_png(picture, channels=3)[tf.newaxis]
                 tf.summary.image("held-out confusion", decoded)
-        self._board.flush()
+            self._board.flush()
         epochs = self._run.config.epochs
         left = (epochs * self._steps_per_epoch - self._step) * self._run.config.batch_size
         self.say(
@@ -121,6 +126,15 @@ class Progress:
             f"accuracy {_accuracy(row)}, {row['images_per_second']:,.0f} images/s, "
             f"{left / row['images_per_second'] / 60:.0f} min left"
         )
+
+    @contextmanager
+    def _writing(self, name: str) -> Iterator[None]:
+        """A disk that is full now may have room later, so training goes on."""
+        try:
+            yield
+        except (OSError, tf.errors.OpError) as error:
+            path = self._run.path / name
+            self.say(f"warning: {path} could not be written ({reason(error)}): make room there")
 
 
 def _accuracy(row: dict[str, float]) -> str:

@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -103,8 +103,8 @@ def train(
     for line in _opening(source, learner, done, len(data.class_names), strategy):
         progress.say(line)
     with _stop_signals() as stop, _named_errors(run):
-        batches = _batches(strategy, source, done)
         waiting = WaitLimit(wait_seconds) if recipe.strategy == "multiworker" else nullcontext()
+        batches = _waited_for(_batches(strategy, source, done), waiting)
         due = time.monotonic() + checkpoint_seconds
         for step, batch in enumerate(batches, start=done + 1):
             flags = [bool(stop), chief and time.monotonic() > due]
@@ -123,7 +123,8 @@ def train(
             if stopping:
                 progress.say(f"stopped after step {step:,}: go on with --run {run.path}")
                 sys.exit(128 + (stop[0] if stop else signal.SIGTERM))
-        network = learner.finished()
+        with waiting:
+            network = learner.finished()
     if chief:
         _keep(network, run)
         checkpoint.discard(run.checkpoints)
@@ -175,6 +176,16 @@ def _batches(strategy: tf.distribute.Strategy, source: Feed, step: int) -> Itera
             batches = distribute(strategy, partial(source.batches, step, size))
             yield from islice(batches, until - step)
             step = until
+
+
+def _waited_for(batches: Iterator[Batch], waiting: AbstractContextManager[None]) -> Iterator[Batch]:
+    """The same; workers tell each other whether there is a next one."""
+    while True:
+        with waiting:
+            batch = next(batches, None)
+        if batch is None:
+            return
+        yield batch
 
 
 def _save(learner: Learner, run: Run, step: int, progress: Progress | None) -> None:

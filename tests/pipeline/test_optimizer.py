@@ -9,9 +9,13 @@ def curve(recipe, steps_per_epoch, steps) -> list[float]:
     return [float(schedule(step)) for step in range(steps)]
 
 
+def test_a_single_step_learns():
+    assert curve(config.from_preset("demo", learning_rate=0.5), 1, 1) == [pytest.approx(0.25)]
+
+
 def test_the_cosine_rises_then_falls_to_zero():
     rates = curve(config.from_preset("demo", learning_rate=0.5), 100, 101)
-    assert rates[0] == 0
+    assert rates[0] == pytest.approx(0.5 / 11)
     assert max(rates) == pytest.approx(0.5)
     assert rates.index(max(rates)) == 10
     assert rates[100] == pytest.approx(0, abs=1e-6)

@@ -14,3 +14,7 @@ def test_a_confusion_matrix_is_a_picture_with_a_dark_diagonal(classes):
     picture = Image.open(io.BytesIO(pictures.confusion(counts.tolist(), names))).convert("L")
     assert min(picture.size) > 150
     assert np.asarray(picture).min() < 100
+
+
+def test_a_dollar_in_a_name_is_no_formula():
+    assert pictures.confusion([[1, 0], [0, 1]], ("$_$", "b"))

@@ -172,18 +172,25 @@ def test_a_batch_that_replicas_cannot_share_is_refused(data, recipe, tmp_path):
 def test_a_full_disk_is_reported_and_training_goes_on(image_folder, tmp_path):
     """A limit on file size is what an ordinary user can set; weights.h5 does not fit either."""
     code = (
-        "import resource, signal, sys\n"
+        "import pathlib, resource, signal, sys, threading, time\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (10_000_000, 10_000_000))\n"
-        "from pipeline.__main__ import main\nsys.exit(main(sys.argv[1:]))\n"
+        "def limit(size): resource.setrlimit(resource.RLIMIT_FSIZE, (size, 10_000_000))\n"
+        "def after_an_epoch():\n"
+        "    while not pathlib.Path(sys.argv[1], 'history.csv').exists(): time.sleep(0.01)\n"
+        "    limit(50)\n"
+        "limit(10_000_000)\n"
+        "threading.Thread(target=after_an_epoch, daemon=True).start()\n"
+        "from pipeline.__main__ import main\nsys.exit(main(sys.argv[2:]))\n"
     )
     arguments = ("train", "--dataset", image_folder, "--run", tmp_path / "run", "--epochs", 2)
     done = subprocess.run(
-        [sys.executable, "-c", code, *map(str, arguments), "--checkpoint-seconds", "0"],
+        [sys.executable, "-c", code, tmp_path / "run", *map(str, arguments),
+         "--checkpoint-seconds", "0"],
         capture_output=True, text=True, timeout=200, cwd=ROOT, check=False,
         env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"},
     )  # fmt: skip
     assert "warning: the checkpoint of step 1 could not be written" in done.stdout, done.stderr
+    assert "history.csv could not be written" in done.stdout
     assert "epoch 2/2" in done.stdout
     assert done.returncode == 2, done.stderr
     assert "weights.h5 could not be written" in done.stderr
