@@ -7,6 +7,8 @@ the small network takes a quarter of a second.
 """
 
 import shutil
+import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 import tensorflow as tf
@@ -25,11 +27,21 @@ def write(state: tf.train.Checkpoint, folder: Path, step: int) -> None:
         PipelineError: it cannot be written (a full disk, say); what was there is left as it was.
         tf.errors.OpError: one of `WORKER_ERRORS`; all workers take part in reading the state.
     """
+    taking_part = False
+
+    def save(partial: Path) -> None:
+        nonlocal taking_part
+        partial.mkdir()
+        taking_part = True
+        state.write(str(partial / "state"))
+
     try:
-        files.replace_folder(folder / str(step), lambda partial: _save(state, partial))
+        files.replace_folder(folder / str(step), save)
     except WORKER_ERRORS:
         raise
     except (OSError, tf.errors.OpError) as error:
+        if not taking_part:
+            take_part(state)
         raise PipelineError(
             f"the checkpoint of step {step} could not be written to {folder} "
             f"({reason(error)}): make room there; {_last(folder)}"
@@ -63,9 +75,15 @@ def discard(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _save(state: tf.train.Checkpoint, partial: Path) -> None:
-    partial.mkdir()
-    state.write(str(partial / "state"))
+def take_part(state: tf.train.Checkpoint) -> None:
+    """Read the state and keep nothing: several workers can only read it together.
+
+    Raises:
+        tf.errors.OpError: one of `WORKER_ERRORS`.
+    """
+    # A disk that is full fails when all has been read.
+    with tempfile.TemporaryDirectory() as folder, suppress(tf.errors.ResourceExhaustedError):
+        state.write(str(Path(folder) / "state"))
 
 
 def steps(folder: Path) -> list[int]:

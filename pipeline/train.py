@@ -13,7 +13,6 @@ exits with 128 + the signal's number.
 import math
 import signal
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -194,8 +193,7 @@ def _save(learner: Learner, run: Run, step: int, progress: Progress | None) -> N
     A disk that is full now may have room later, so training goes on.
     """
     if progress is None:
-        with tempfile.TemporaryDirectory() as folder:
-            learner.state.write(str(Path(folder) / "state"))
+        checkpoint.take_part(learner.state)
         return
     try:
         checkpoint.write(learner.state, run.checkpoints, step)

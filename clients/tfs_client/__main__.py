@@ -104,6 +104,9 @@ def _exit_code(error: TFSError) -> int:
 
 def _client(options: argparse.Namespace, address: str) -> Client:
     encrypted = options.tls or options.ca or options.cert or options.key
+    token = os.environ.get(TOKEN, "").strip()
+    if not (token.isascii() and token.isprintable()):
+        raise UsageError(f"{TOKEN} is not printable ASCII text")
     try:
         options.settings = {
             "address": address.split(","),
@@ -112,7 +115,7 @@ def _client(options: argparse.Namespace, address: str) -> Client:
             "version": options.version,
             "version_label": options.version_label,
             "tls": TLS(options.ca, options.cert, options.key) if encrypted else None,
-            "token": os.environ.get(TOKEN) or None,
+            "token": token or None,
             "authority": options.authority,
             "retry": Retry(attempts=options.attempts),
         }

@@ -251,7 +251,9 @@ def wait(client: Client, options: argparse.Namespace) -> int:
 
 
 def reload(client: Client, options: argparse.Namespace) -> int:
-    """Have the server serve what another models.config says."""
+    """Have one server serve what another models.config says."""
+    if "," in options.address:
+        raise UsageError("reload is for one server: name one --address, and then the next")
     try:
         text = Path(options.config).read_text()
     except (OSError, UnicodeDecodeError) as error:

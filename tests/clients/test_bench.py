@@ -483,6 +483,16 @@ def test_what_cannot_be_compared_is_refused():
     assert compare.new_failures(made_report(wrong=1), made_report(wrong=100)) == 600
 
 
+def test_of_a_single_window_nothing_is_said():
+    before, after = made_report(), made_report(1.2)
+    for each in (before, after):
+        each.measurements = [[row[0]] for row in each.measurements]
+        each.measurements[0][0].windows = each.measurements[0][0].windows[:1]
+    found = list(compare.changes(before, after))
+    assert found
+    assert not any(change.is_regression(0.05) for change in found)
+
+
 def test_what_answers_nothing_any_more_is_worse():
     dead = made_report()
     for row in dead.measurements:

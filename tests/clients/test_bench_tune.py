@@ -77,6 +77,7 @@ def test_a_limit_that_nothing_holds_is_an_error(tmp_path, monkeypatch):
         ("server {flags}", "has no {port}"),
         ("server {port}", "has no {flags}"),
         ("no-such-server {port} {flags}", "no such program"),
+        ("/etc/hostname {port} {flags}", "none that may be run"),
         ("sh -c 'echo no luck; exit 1' {port} {flags}", "did not start: no luck"),
         ("'sh {port} {flags}", "No closing quotation"),
     ],

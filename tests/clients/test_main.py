@@ -288,6 +288,8 @@ def test_wait_and_reload(server, tmp_path, capsys):
     assert run(server, "reload", config) == 2
     assert run(server, "reload", tmp_path / "missing") == 2
     assert "cannot be read" in capsys.readouterr().err
+    assert main(["reload", "--address", "one:1,two:2", str(config)]) == 2
+    assert "reload is for one server" in capsys.readouterr().err
 
 
 def test_a_token_comes_from_the_environment_and_not_in_the_clear(server, monkeypatch, capsys):
@@ -296,6 +298,9 @@ def test_a_token_comes_from_the_environment_and_not_in_the_clear(server, monkeyp
     error = capsys.readouterr().err
     assert "in the clear" in error
     assert "s3cret" not in error
+    monkeypatch.setenv("TFS_TOKEN", "s3crét")
+    assert run(server, "status") == 2
+    assert "TFS_TOKEN is not printable ASCII text" in capsys.readouterr().err
     monkeypatch.setenv("TFS_TOKEN", "")
     assert run(server, "status") == 0
 

@@ -35,6 +35,24 @@ def test_a_half_written_one_is_not_picked_up(tmp_path):
     assert checkpoint.restore(restored, tmp_path) == 5
 
 
+def test_a_state_that_cannot_be_written_is_read_all_the_same(tmp_path):
+    """Other workers wait until all have read it."""
+    reads = []
+
+    class Read(tf.train.experimental.PythonState):
+        def serialize(self) -> str:
+            reads.append("once")
+            return ""
+
+        def deserialize(self, _: str) -> None:
+            pass
+
+    (tmp_path / "checkpoints").write_text("in the way of the folder")
+    with pytest.raises(PipelineError, match="step 3 could not be written"):
+        checkpoint.write(tf.train.Checkpoint(x=Read()), tmp_path / "checkpoints", 3)
+    assert reads == ["once"]
+
+
 def test_a_spoiled_one_is_named(tmp_path):
     checkpoint.write(state(5.0), tmp_path, 5)
     index = tmp_path / "5" / "state.index"

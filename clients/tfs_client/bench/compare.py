@@ -4,11 +4,13 @@
 
 Windows are drawn again and again with replacement (the bootstrap; Efron and Tibshirani, 1993), and
 their histograms merged, so that a percentile has an interval too. What is worse by more than the
-tolerance, with 95 % confidence, is a regression.
+tolerance, with 95 % confidence, is a regression. A load of a single window has no interval, and is
+none.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -90,15 +92,20 @@ def _key(row: Sequence[Measurement]) -> tuple[str, int]:
 
 def _of_load(a: Measurement, b: Measurement, chance: np.random.Generator) -> Iterator[Change]:
     drawn = [_Drawn(each.windows, chance) for each in (a, b)]
+    single = min(len(a.windows), len(b.windows)) == 1  # of which nothing can be drawn
+
+    def interval_of(ratios: Array) -> tuple[float, float]:
+        return (0.0, math.inf) if single else interval(ratios)
+
     name = a.load if a.batch == 1 else f"{a.load} × {a.batch}"
     rates = [each.whole.images_per_second for each in (a, b)]
     if rates[0] > 0:
-        low, high = interval(drawn[1].rates / drawn[0].rates)
+        low, high = interval_of(drawn[1].rates / drawn[0].rates)
         yield Change(name, "images/s", rates[0], rates[1], low, high, more_is_better=True)
     for q in PERCENTILES:
         values = [each.whole.percentile(q) for each in (a, b)]
         if values[0] is not None and values[1] is not None:
-            low, high = interval(drawn[1].percentile(q) / drawn[0].percentile(q))
+            low, high = interval_of(drawn[1].percentile(q) / drawn[0].percentile(q))
             yield Change(name, f"p{q:g} ms", 1e3 * values[0], 1e3 * values[1], low, high)
 
 

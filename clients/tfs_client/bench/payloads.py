@@ -194,7 +194,7 @@ def _decode(path: str, content: bytes, size: int) -> Array:
     library = _pillow()
     try:
         image = library.open(io.BytesIO(content)).convert("RGB").resize((size, size))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, library.DecompressionBombError) as error:
         raise TFSError(f"{path}: is no image: {error}") from error
     return np.asarray(image)
 

@@ -180,8 +180,9 @@ class Bench:
                 measure.senders(settings, self.payload(client)) as senders,
             ):
                 yield senders
-        except FileNotFoundError as error:
-            raise TFSError(f"server command {self.command!r}: no such program") from error
+        except (FileNotFoundError, PermissionError) as error:
+            why = "no such program, or none that may be run"
+            raise TFSError(f"server command {self.command!r}: {why}") from error
 
 
 def search(bench: Bench, cores: int, limit: float, rounds: int) -> Tuning:
