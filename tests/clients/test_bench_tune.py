@@ -76,8 +76,8 @@ def test_a_limit_that_nothing_holds_is_an_error(tmp_path, monkeypatch):
     [
         ("server {flags}", "has no {port}"),
         ("server {port}", "has no {flags}"),
-        ("no-such-server {port} {flags}", "no such program"),
-        ("/etc/hostname {port} {flags}", "none that may be run"),
+        ("no-such-server {port} {flags}", "no-such-server cannot be run: No such file"),
+        ("/etc/passwd {port} {flags}", "/etc/passwd cannot be run: Permission denied"),
         ("sh -c 'echo no luck; exit 1' {port} {flags}", "did not start: no luck"),
         ("'sh {port} {flags}", "No closing quotation"),
     ],

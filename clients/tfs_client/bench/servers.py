@@ -36,7 +36,8 @@ def running(
         cores: that it may use, of those of this process; None for all.
 
     Raises:
-        StartError: it ends, or the model is not available in time; with its last line.
+        StartError: it cannot be run, it ends, or the model is not available in time; with its last
+            line.
     """
     with (
         tempfile.TemporaryFile("w+") as output,
@@ -67,6 +68,8 @@ def _start(words: Sequence[str], output: IO[str], cores: int | None) -> subproce
             words, stdout=output, stderr=output, stdin=subprocess.DEVNULL, text=True,
             start_new_session=True,
         )  # fmt: skip
+    except OSError as error:
+        raise StartError(f"{words[0]} cannot be run: {error.strerror}") from error
     finally:
         os.sched_setaffinity(0, own)
 

@@ -173,16 +173,12 @@ class Bench:
         flags = [*setting.flags(config), "--enable_model_warmup=false"]
         filled = [part for word in words for part in (flags if word == FLAGS else [word])]
         filled = [word.replace(PORT, str(port)) for word in filled]
-        try:
-            with (
-                Client(**settings) as client,
-                servers.running(filled, client, cores),
-                measure.senders(settings, self.payload(client)) as senders,
-            ):
-                yield senders
-        except (FileNotFoundError, PermissionError) as error:
-            why = "no such program, or none that may be run"
-            raise TFSError(f"server command {self.command!r}: {why}") from error
+        with (
+            Client(**settings) as client,
+            servers.running(filled, client, cores),
+            measure.senders(settings, self.payload(client)) as senders,
+        ):
+            yield senders
 
 
 def search(bench: Bench, cores: int, limit: float, rounds: int) -> Tuning:
