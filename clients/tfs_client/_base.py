@@ -238,7 +238,8 @@ class BaseClient(ABC):
 
     def _ended(self, sent: Sent, code: grpc.StatusCode = _OK, details: str = "") -> None:
         """Take note of how an attempt ended."""
-        if code is grpc.StatusCode.UNAVAILABLE:
+        # A server that hangs does not even say that it cannot answer.
+        if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
             self._rotation.failed(sent.link)
         elif code is _OK:
             self._rotation.answered(sent.link)

@@ -6,7 +6,7 @@ import threading
 import time
 
 import pytest
-from tfs_client import UnavailableError
+from tfs_client import DeadlineExceededError, UnavailableError
 from tfs_client.testing import FakeServer
 
 KILLS = 5
@@ -55,6 +55,19 @@ def test_a_copy_goes_to_another_server_whoever_calls_in_between(connect):
         started = time.monotonic()
         client.classify(b"x")
         assert time.monotonic() - started < 2.0
+
+
+def test_one_that_hangs_costs_a_call_a_second(connect):
+    with two_servers() as (hanging, well):
+        client = connect([hanging.address, well.address], timeout=0.5)
+        hanging.fail(None, delay=3.0, times=100)
+        failed = 0
+        for _ in range(20):
+            try:
+                client.classify(b"x")
+            except DeadlineExceededError:
+                failed += 1
+        assert failed == 1
 
 
 def test_one_that_lives_is_found_among_many_dead(connect, server):
