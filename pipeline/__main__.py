@@ -355,7 +355,8 @@ def _check_same(begun: runs.Run, options: Namespace) -> None:
     """Options may not change the recipe of a run that is gone on with."""
     for field, value in {"preset": options.preset, **_overrides(options)}.items():
         started = getattr(begun.config, field)
-        if value not in (None, started, "auto"):  # which was chosen when it began
+        chosen_then = (field, value) == ("precision", "auto")
+        if value not in (None, started) and not chosen_then:
             raise PipelineError(
                 f"run {begun.path} was started with {field} {started}, not {value}: leave that "
                 "option out, or start another run"

@@ -8,7 +8,6 @@ the small network takes a quarter of a second.
 
 import shutil
 import tempfile
-from contextlib import suppress
 from pathlib import Path
 
 import tensorflow as tf
@@ -62,7 +61,12 @@ def restore(state: tf.train.Checkpoint, folder: Path) -> int:
     newest = folder / str(known[-1])
     try:
         state.read(str(newest / "state")).assert_consumed()
-    except (tf.errors.OpError, AssertionError, ValueError) as error:
+    except AssertionError as error:
+        raise PipelineError(
+            f"checkpoint {newest} cannot be read: it is of another network, or of another version "
+            "of this program: start another run"
+        ) from error
+    except (tf.errors.OpError, ValueError) as error:
         raise PipelineError(
             f"checkpoint {newest} cannot be read ({reason(error)}): remove it to go on from the "
             "one before"
@@ -81,9 +85,13 @@ def take_part(state: tf.train.Checkpoint) -> None:
     Raises:
         tf.errors.OpError: one of `WORKER_ERRORS`.
     """
-    # A disk that is full fails when all has been read.
-    with tempfile.TemporaryDirectory() as folder, suppress(tf.errors.ResourceExhaustedError):
-        state.write(str(Path(folder) / "state"))
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            state.write(str(Path(folder) / "state"))
+    except WORKER_ERRORS:
+        raise
+    except (OSError, tf.errors.OpError):
+        pass  # a disk that is full: when it fails all has been read
 
 
 def steps(folder: Path) -> list[int]:

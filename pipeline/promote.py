@@ -52,7 +52,7 @@ def promote(
         version: a published one.
         label: `stable` or `canary`.
         address: host:port of a server of the repository, to wait for.
-        wait_seconds: for the server, in each of the two steps.
+        wait_seconds: for the server, to load each version and to give it the label.
 
     Raises:
         PipelineError: no such version or label, or the server does not follow.
@@ -108,7 +108,7 @@ def _move(
         version: to move it to.
         before: the versions stable before the one that is stable afterwards.
         address: of the server that is to follow.
-        wait_seconds: for it, in each step.
+        wait_seconds: for it, for each version and for the label.
     """
     served = labels.read(store)
     moved = served.labelled(label, version)
@@ -122,8 +122,10 @@ def _move(
             current = dataclasses.replace(served, labels=server.labels(served.labels))
             needed = {*current.labels.values(), *moved.labels.values()}
             labels.write(store, current.loading(*needed))
-            for each in sorted(set(moved.labels.values())):
-                server.wait_for_version(each)
+            server.wait_for_version(version)
+            # Those of labels that the server did not have; one that is broken holds nothing up.
+            for other in {*moved.labels.values()} & {*store.versions()} - {version}:
+                server.wait_for_version(other, needed=False)
             labels.write(store, moved)
             server.wait_for_label(label, version)
     except TFSError as error:
@@ -189,14 +191,20 @@ class _Server:
                 found[label] = self._client.metadata(version_label=label).version
         return found
 
-    def wait_for_version(self, version: int) -> None:
-        """Wait until a version is available, but no longer than it can still become so."""
+    def wait_for_version(self, version: int, needed: bool = True) -> None:
+        """Wait until a version is available, but no longer than it can still become so.
+
+        Raises:
+            PipelineError: it is `needed` and cannot be loaded; or time is over.
+        """
 
         def look() -> str | None:
             found = {status.version: status for status in self._client.status()}.get(version)
             if found is None:
                 return "not asked for"
             if found.state == "AVAILABLE":
+                return None
+            if found.state == "END" and not needed:
                 return None
             seen = f"{found.state} {found.error}".strip()
             if found.state == "END" and found.error and found != self._failed_before.get(version):

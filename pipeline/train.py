@@ -18,7 +18,6 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
-from itertools import islice
 from pathlib import Path
 
 import tensorflow as tf
@@ -103,7 +102,7 @@ def train(
         progress.say(line)
     with _stop_signals() as stop, _named_errors(run):
         waiting = WaitLimit(wait_seconds) if recipe.strategy == "multiworker" else nullcontext()
-        batches = _waited_for(_batches(strategy, source, done), waiting)
+        batches = _batches(strategy, source, done, waiting)
         due = time.monotonic() + checkpoint_seconds
         for step, batch in enumerate(batches, start=done + 1):
             flags = [bool(stop), chief and time.monotonic() > due]
@@ -162,8 +161,17 @@ def _opening(
         yield str(learner.initialized)
 
 
-def _batches(strategy: tf.distribute.Strategy, source: Feed, step: int) -> Iterator[Batch]:
-    """Every step's batch, of smaller pictures first where the recipe wants that."""
+def _batches(
+    strategy: tf.distribute.Strategy,
+    source: Feed,
+    step: int,
+    waiting: AbstractContextManager[None],
+) -> Iterator[Batch]:
+    """Every step's batch, of smaller pictures first where the recipe wants that.
+
+    Workers wait for each other's, within `waiting`; but for the first, before which a worker may
+    have an epoch to pass over.
+    """
     recipe = source.recipe
     early = round(recipe.early_share * recipe.epochs) * source.steps_per_epoch
     end = source.steps_per_epoch * recipe.epochs
@@ -173,18 +181,11 @@ def _batches(strategy: tf.distribute.Strategy, source: Feed, step: int) -> Itera
     ):
         if step < until:
             batches = distribute(strategy, partial(source.batches, step, size))
-            yield from islice(batches, until - step)
+            for number in range(until - step):
+                with waiting if number else nullcontext():
+                    batch = next(batches)
+                yield batch
             step = until
-
-
-def _waited_for(batches: Iterator[Batch], waiting: AbstractContextManager[None]) -> Iterator[Batch]:
-    """The same; workers tell each other whether there is a next one."""
-    while True:
-        with waiting:
-            batch = next(batches, None)
-        if batch is None:
-            return
-        yield batch
 
 
 def _save(learner: Learner, run: Run, step: int, progress: Progress | None) -> None:

@@ -129,25 +129,42 @@ def test_no_server_no_change(models, address):
     assert (models / "models.config").read_text() == before
 
 
-@pytest.mark.parametrize("forgotten", [True, False])
-def test_a_server_that_refused_the_file_follows_when_it_is_named(models, forgotten):
-    """It was not named, or looks so rarely that it saw the second of the two files alone."""
-    promote.promote(models, 1, "stable")
-    following = (
+@pytest.fixture
+def own(tmp_path) -> Path:
+    """As `models`, for one test."""
+    for version in (1, 2):
+        publish_line(tmp_path / f"run-{version}", tmp_path / "models", float(version))
+    publish.publish(exports.make_run(tmp_path / "run-3"), tmp_path / "models", force=True)
+    promote.promote(tmp_path / "models", 1, "stable")
+    return tmp_path / "models"
+
+
+def following(models: Path, seconds: int) -> contextlib.AbstractContextManager[str]:
+    return serving(
         f"--model_config_file={models}/models.config",
+        f"--model_config_file_poll_wait_seconds={seconds}",
         "--allow_version_labels_for_unavailable_models",
-        "--model_config_file_poll_wait_seconds",
     )
-    with (
-        serving(*following[:2], f"{following[2]}=1") as one,
-        serving(*following[:2], f"{following[2]}=4") as rare,
-    ):
-        named = None if forgotten else one
-        promote.promote(models, 2, "stable", named, TIMEOUT)
+
+
+@pytest.mark.parametrize("forgotten", [True, False])
+def test_a_server_that_refused_the_file_follows_when_it_is_named(own, forgotten):
+    """It was not named, or looks so rarely that it saw the second of the two files alone."""
+    with following(own, 1) as one, following(own, 4) as rare:
+        promote.promote(own, 2, "stable", None if forgotten else one, TIMEOUT)
         for address in (one, rare):
-            promote.promote(models, 2, "stable", address, TIMEOUT)
+            promote.promote(own, 2, "stable", address, TIMEOUT)
             assert ask(address, "stable") == (2, 3)
         assert ask(one, "stable") == (2, 3)
+
+
+def test_a_broken_canary_does_not_hold_up_stable(own):
+    with following(own, 1) as address:
+        promote.promote(own, 3, "canary")
+        promote.promote(own, 2, "stable", address, TIMEOUT)
+        assert ask(address, "stable") == (2, 3)
+        assert promote.rollback(own, address, TIMEOUT) == 1
+        assert ask(address, "stable") == (1, 2)
 
 
 def test_a_roll_back_passes_over_versions_that_are_gone(tmp_path):

@@ -219,8 +219,8 @@ def compare(options: argparse.Namespace) -> int:
     """Print what changed between two reports.
 
     Returns:
-        1 if a figure is worse by more than the tolerance and not by chance, or requests fail that
-        did not; 0 otherwise.
+        1 if a figure is worse by more than the tolerance and not by chance, or more requests fail;
+        0 otherwise.
     """
     from tfs_client.bench import compare as comparing
 

@@ -156,5 +156,6 @@ def new_failures(before: Report, after: Report) -> int:
         every = [each for row in report.measurements for each in row]
         sent = sum(window.sent for each in every for window in each.windows)
         shares.append((sum(each.bad for each in every), sent))
-    more = not shares[0][0] or newcombe(*shares)[0] > 0
-    return shares[1][0] if more else 0
+    (bad_before, _), (bad, _) = shares
+    more = bad and (not bad_before or newcombe(*shares)[0] > 0)
+    return bad if more else 0

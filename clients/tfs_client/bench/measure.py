@@ -23,6 +23,7 @@ MOST_WINDOWS = 10
 CHECK = 10  # of so many answers one is compared
 PATIENCE_SECONDS = 60.0  # beyond what senders take by themselves
 LEAD_SECONDS = 0.1  # for all senders to hear of a task before it begins
+LEAST_WINDOW = 0.1  # of a load that has an end; a replay may be of one moment
 
 # A sender that is later than both of these, or busier, is itself what is measured. Where a server
 # with dozens of threads has the same cores, 10 ms are nothing beside its own latency.
@@ -177,7 +178,7 @@ class Senders:
 
         Args:
             load: what to send.
-            window: seconds of each.
+            window: seconds of each; less for a load that has an end, which the last shares.
             warm_up: seconds before the first, as long as a window if not given.
             most: windows, after which it ends however they differ.
             least: windows.
@@ -192,6 +193,7 @@ class Senders:
         if isinstance(load, (Steps, Replay)):
             warm_up, least = 0.0, 1
             most = max(1, -int(-load.seconds // window))
+            window = max(LEAST_WINDOW, load.seconds / most)  # the last ends with the load
         warm_up = window if warm_up is None else warm_up
         begin = time.monotonic() + LEAD_SECONDS + warm_up
         task = Task(load, begin, warm_up, window, most, seed, check)
@@ -207,8 +209,6 @@ class Senders:
             if stop:
                 break
         windows, processor = self._hear(self._timeout)
-        if isinstance(load, (Steps, Replay)):  # it ends within the last window
-            windows[-1].seconds = load.seconds - (len(windows) - 1) * window
         amount = getattr(load, "callers", None) or getattr(load, "rate", None)
         closed = isinstance(load, Closed)
         stolen = ProcessorTime.now().stolen_since(before)

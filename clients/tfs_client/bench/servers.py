@@ -21,7 +21,7 @@ _given: collections.deque[int] = collections.deque(maxlen=256)  # not yet bound,
 
 
 class StartError(TFSError):
-    """The server ran, and the model did not become available."""
+    """The server did not start, or the model did not become available."""
 
 
 @contextlib.contextmanager
