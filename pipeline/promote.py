@@ -84,7 +84,7 @@ def rollback(
         history = _stable_before(store, stable)
         if not history:
             raise PipelineError(
-                f"no version of {store.place}/{MODEL_NAME} was stable before: promote one"
+                f"no version that is in {store.place}/{MODEL_NAME} was stable before: promote one"
             )
         *before, version = history
         _move(store, "stable", version, before, address, wait_seconds)

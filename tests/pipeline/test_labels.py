@@ -97,6 +97,8 @@ def test_a_roll_back_to_what_is_gone_is_refused(models):
     promote.promote(models, 1, "stable")
     promote.promote(models, 2, "stable")
     (models / "googlenet" / "1").rename(models / "elsewhere")
-    with pytest.raises(PipelineError, match="no version 1 in"):
+    with pytest.raises(
+        PipelineError, match=r"no version that is in .*/googlenet was stable before"
+    ):
         promote.rollback(models)
     assert served(models).labels == {"stable": 2}
