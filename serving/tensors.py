@@ -59,7 +59,7 @@ def from_proto(name: str, proto: tensor_pb2.TensorProto) -> np.ndarray:
     """
     try:
         return _from_proto(proto)
-    except (ValueError, TypeError, KeyError, OverflowError) as error:
+    except (ValueError, TypeError, KeyError, OverflowError, tf.errors.OpError) as error:
         raise invalid_argument(f"tensor parsing error: {name}") from error
 
 
@@ -71,7 +71,7 @@ def _from_proto(proto: tensor_pb2.TensorProto) -> np.ndarray:
     content = proto.tensor_content if elements else b""  # that of no elements is not looked at
     if proto.dtype == _STRING:
         if content:
-            return np.array(_strings(content, elements), object).reshape(shape)
+            return np.array(tf.io.parse_tensor(proto.SerializeToString(), tf.string), object)
         return _fill(np.array(list(proto.string_val), object), b"", elements).reshape(shape)
     dtype, field = _BY_ENUM[proto.dtype]
     if content:
@@ -97,30 +97,6 @@ def _fill(values: np.ndarray, nothing: object, elements: int) -> np.ndarray:
     filled = np.full(elements, values[-1] if len(values) else nothing, values.dtype)
     filled[: len(values)] = values
     return filled
-
-
-def _strings(content: bytes, count: int) -> list[bytes]:
-    """Strings packed as TensorFlow packs them: all lengths as varints, then all bytes."""
-    lengths, at = [], 0
-    for _ in range(count):
-        length = shift = 0
-        while True:
-            if at >= len(content):
-                raise ValueError("lengths cut off")
-            byte = content[at]
-            at += 1
-            length |= (byte & 127) << shift
-            shift += 7
-            if byte < 128:
-                break
-        lengths.append(length)
-    if at + sum(lengths) != len(content):
-        raise ValueError("lengths and bytes differ")
-    strings = []
-    for length in lengths:
-        strings.append(content[at : at + length])
-        at += length
-    return strings
 
 
 def to_proto(array: np.ndarray, as_content: bool = False) -> tensor_pb2.TensorProto:
