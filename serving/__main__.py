@@ -28,9 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the server until it is told to stop; returns the exit code."""
     from serving import flags
 
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+    stop = told_to_stop()
     given = flags.parse(arguments)
     if given.version:
         from importlib import metadata
@@ -52,6 +50,23 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"python -m serving: error: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def told_to_stop() -> threading.Event:
+    """An event that SIGTERM and SIGINT set, for the main thread of the process to ask for.
+
+    A thread waits for them. A handler would run in the main thread, which, where it is about to
+    wait for the event, holds the event's lock: `set` would wait for that for ever.
+    """
+    stop, signals = threading.Event(), {signal.SIGTERM, signal.SIGINT}
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)  # as it is in all threads begun from now on
+
+    def wait() -> None:
+        signal.sigwait(signals)
+        stop.set()
+
+    threading.Thread(target=wait, name="signals", daemon=True).start()
+    return stop
 
 
 def serve(flags: argparse.Namespace, stop: threading.Event) -> None:

@@ -63,12 +63,13 @@ def wait_for(path: Path, processes: list[subprocess.Popen[str]], seconds: float 
 
 
 # The losses agree to these relative differences. A difference in the last bit moves some value
-# across a ReLU's corner, which grows with the steps: 2e-7 after four and 1e-5 after six were seen,
-# where the loss itself had moved by 2e-2; with batch normalisation it grows faster.
+# across a ReLU's corner, which grows with the steps and the learning rate. At 0.02 the loss moves by
+# 8e-3 in six steps, and 2e-7 was the most that it differed; at 0.1 it was 1.5e-5 after four, on one
+# kind of processor of two. With batch normalisation it grows faster.
 @pytest.mark.parametrize(
     ("fields", "tolerances"),
     [
-        ({"variant": "paper", "learning_rate": 0.1}, [1e-5] * 4 + [1e-4] * 2),
+        ({"variant": "paper", "learning_rate": 0.02}, [5e-6] * 6),
         pytest.param(
             {"sync_batch_norm": True, "learning_rate": 0.001},
             [1e-5, 1e-5, 1e-2, 5e-2],

@@ -99,6 +99,21 @@ def test_a_signal_ends_it_with_code_0(models, number, tmp_path):
     assert f"Running gRPC ModelServer at 0.0.0.0:{port} ..." in log
 
 
+def test_a_signal_may_come_as_the_server_begins_to_wait():
+    code = """
+import os, signal
+from serving.__main__ import told_to_stop
+stop = told_to_stop()
+with stop._cond:  # which wait() holds for some microseconds
+    os.kill(os.getpid(), signal.SIGTERM)
+print(stop.wait(20))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT
+    )
+    assert (done.returncode, done.stdout) == (0, "True\n"), done.stderr
+
+
 def predict(channel: grpc.Channel, model: str, *values: float) -> grpc.Future:
     request = predict_pb2.PredictRequest()
     request.model_spec.name = model
