@@ -63,9 +63,9 @@ def wait_for(path: Path, processes: list[subprocess.Popen[str]], seconds: float 
 
 
 # The losses agree to these relative differences. A difference in the last bit moves some value
-# across a ReLU's corner, which grows with the steps and the learning rate. At 0.02 the loss moves by
-# 8e-3 in six steps, and 2e-7 was the most that it differed; at 0.1 it was 1.5e-5 after four, on one
-# kind of processor of two. With batch normalisation it grows faster.
+# across a ReLU's corner, which grows with the steps and the learning rate. At 0.02 the loss moves
+# by 8e-3 in six steps, and 2e-7 was the most that it differed; at 0.1 it was 1.5e-5 after four, on
+# one kind of processor of two. With batch normalisation it grows faster.
 @pytest.mark.parametrize(
     ("fields", "tolerances"),
     [
