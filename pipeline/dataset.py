@@ -292,13 +292,18 @@ def _decoding_error(path: Path) -> str | None:
 
 def _held_out(paths: list[Path]) -> set[Path]:
     """A tenth of a class, at least one image; chosen by the names, so the same every time."""
-    by_hash = sorted(paths, key=lambda path: hashlib.sha256(path.name.encode()).digest())
+    by_hash = sorted(paths, key=lambda path: _hash(path.name))
     return set(by_hash[: max(1, round(TEST_SHARE * len(paths)))])
+
+
+def _hash(name: str) -> bytes:
+    return hashlib.sha256(name.encode()).digest()
 
 
 def _listed(files: list[tuple[str, int]]) -> Split:
     # Files are read class by class otherwise, which a shuffle buffer smaller than the set shows.
-    files = sorted(files, key=lambda file: hashlib.sha256(file[0].encode()).digest())
+    # By class and name, so that a folder trains the same wherever it lies.
+    files = sorted(files, key=lambda file: _hash("/".join(Path(file[0]).parts[-2:])))
     paths, labels = zip(*files, strict=True)
     records = tf.data.Dataset.from_tensor_slices((list(paths), tf.constant(labels, tf.int64)))
 

@@ -12,7 +12,6 @@ nothing else may run.
 import contextlib
 import itertools
 import math
-import signal
 import socket
 import statistics
 import subprocess
@@ -25,12 +24,11 @@ from pathlib import Path
 
 import grpc
 from tfs_client import Client
-from tfs_client.bench import machine, payloads
+from tfs_client.bench import machine, payloads, servers
 from tfs_client.bench.loads import Closed, Poisson
 from tfs_client.bench.measure import Measurement, Senders, senders
 from tfs_client.bench.payloads import Payload
 from tfs_client.bench.sender import PREDICT
-from tfs_client.bench.servers import free_port
 from tfs_client.bench.setting import setting_of
 from tfs_client.bench.tune import shares
 
@@ -252,7 +250,7 @@ def _met(met: bool) -> str:
 @contextlib.contextmanager
 def _serving(base_path: Path, *flags: str) -> Iterator[tuple[int, float]]:
     """The embedded server on a free port, and how long it took to answer."""
-    port = free_port()
+    port = servers.free_port()
     words = [
         "serving",
         f"--port={port}",
@@ -267,7 +265,7 @@ def _serving(base_path: Path, *flags: str) -> Iterator[tuple[int, float]]:
 @contextlib.contextmanager
 def _answering(answer: Path) -> Iterator[int]:
     """A server that gives everybody the same answer, on a free port."""
-    port = free_port()
+    port = servers.free_port()
     with _process(["pipeline.server_benchmark.constant", str(port), str(answer)], port):
         yield port
 
@@ -305,18 +303,12 @@ def _at(sending: Senders, rate: float, seconds: float) -> Measurement:
 def _process(words: list[str], port: int) -> Iterator[float]:
     """A Python module as a process, from when its port is open, which the server opens last."""
     started = time.perf_counter()
-    with subprocess.Popen([sys.executable, "-m", *words], stderr=subprocess.DEVNULL) as process:
-        try:
-            while not _open(port):
-                if process.poll() is not None or time.perf_counter() > started + START_SECONDS:
-                    raise PipelineError(f"python -m {' '.join(words)} did not start")
-                time.sleep(0.05)
-            yield time.perf_counter() - started
-        finally:
-            process.send_signal(signal.SIGTERM)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(START_SECONDS)
-            process.kill()
+    with servers.session([sys.executable, "-m", *words], stderr=subprocess.DEVNULL) as process:
+        while not _open(port):
+            if process.poll() is not None or time.perf_counter() > started + START_SECONDS:
+                raise PipelineError(f"python -m {' '.join(words)} did not start")
+            time.sleep(0.05)
+        yield time.perf_counter() - started
 
 
 def _open(port: int) -> bool:

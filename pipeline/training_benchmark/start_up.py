@@ -1,9 +1,9 @@
 """How soon training trains: from the start of its process to the end of its first step."""
 
+import contextlib
 import os
 import pty
 import select
-import signal
 import subprocess
 import sys
 import tempfile
@@ -11,6 +11,8 @@ import termios
 import time
 from collections.abc import Mapping
 from pathlib import Path
+
+from tfs_client.bench import servers
 
 from pipeline.errors import PipelineError
 
@@ -61,25 +63,17 @@ def seconds_until(
     """
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, TERMINAL)
-    with os.fdopen(ours, "rb", buffering=0) as shown:
+    with os.fdopen(ours, "rb", buffering=0) as shown, contextlib.ExitStack() as stack:
         start = time.monotonic()
-        try:
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=theirs,
-                env={**os.environ, **(environment or {})},
-                start_new_session=True,
+        with os.fdopen(theirs, "wb"):  # left open, its end would not be seen
+            environ = {**os.environ, **(environment or {})}
+            session = servers.session(
+                command, stdout=subprocess.DEVNULL, stderr=theirs, env=environ
             )
-        finally:
-            os.close(theirs)  # or its end would not be seen
-        try:
-            _wait_for(sign, shown.fileno(), start + limit_seconds)
-            return time.monotonic() - start
-        finally:
-            os.killpg(process.pid, signal.SIGKILL)  # nothing of it is kept
-            process.wait()
+            process = stack.enter_context(session)
+        stack.callback(process.kill)  # nothing of it is kept
+        _wait_for(sign, shown.fileno(), start + limit_seconds)
+        return time.monotonic() - start
 
 
 def _wait_for(sign: bytes, terminal: int, until: float) -> None:

@@ -12,7 +12,6 @@ from collections import Counter
 from contextlib import ExitStack, contextmanager
 
 import numpy as np
-import psutil
 import pytest
 import tensorflow as tf
 from tfs_client import Client, TFSError
@@ -89,14 +88,6 @@ def config(folder, paths):
     return file
 
 
-def free_pair() -> int:
-    """A free port whose next one is free too."""
-    while True:
-        port = servers.free_port()
-        if not any(each.laddr.port == port + 1 for each in psutil.net_connections("tcp")):
-            return port
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Has a folder of each of KINDS, with version 1."""
@@ -113,7 +104,7 @@ def tracks(folder):
     with ExitStack() as stack:
         addresses = []
         for paths in (dict.fromkeys(KINDS, folder / "same"), {k: folder / k for k in KINDS}):
-            port = free_pair()
+            port = servers.free_port()
             words = [
                 sys.executable, "-m", "serving", f"--port={port}", f"--rest_api_port={port + 1}",
                 f"--model_config_file={config(folder, paths)}",
@@ -266,7 +257,7 @@ def test_what_the_document_shows_works(folder, tmp_path):
     subprocess.run(["bash", "-ec", links], cwd=tmp_path, check=True, timeout=20)
     with ExitStack() as stack:
         for command, port in zip(commands, ("8500", "8600"), strict=True):
-            free = free_pair()
+            free = servers.free_port()
             assert f"localhost:{port}" in check
             assert f"--port={port} --rest_api_port={int(port) + 1}" in command
             check = check.replace(port, str(free))
