@@ -71,15 +71,15 @@ def test_a_call_ends_when_its_time_is_over(connect, server):
 
 
 def test_retries_end_when_the_time_is_over(connect, server, monkeypatch):
-    # At 0, 0.2 and 0.4 s: else the time may be over while one is under way, which is another error.
+    # At 0 and 1 s: else the time may be over while one is under way, which is another error.
     monkeypatch.setattr(random, "uniform", lambda _, longest: longest)
-    retry = Retry(attempts=100, first_delay=0.2, max_delay=0.2)
+    retry = Retry(attempts=100, first_delay=1.0, max_delay=1.0)
     client = connect(server.address, retry=retry)
     server.fail(times=1000)
     started = time.monotonic()
     with pytest.raises(UnavailableError) as caught:
-        client.classify(b"x", timeout=0.5)
-    assert time.monotonic() - started < 0.5 + SLACK
+        client.classify(b"x", timeout=1.5)
+    assert time.monotonic() - started < 1.5 + SLACK
     assert 1 < caught.value.attempts < 100
 
 
@@ -140,12 +140,12 @@ def test_a_setting_out_of_its_range_is_named(settings):
 
 
 def test_a_copy_of_a_slow_request_may_win(connect, server):
-    client = connect(server.address, hedge=0.1)
+    client = connect(server.address, hedge=0.5)
     client.classify(b"x")
     server.fail(None, delay=3.0)
     started = time.monotonic()
     assert client.classify(b"x").label == "cat"
-    assert 0.1 <= time.monotonic() - started < 1.0
+    assert 0.5 <= time.monotonic() - started < 2.0
     assert len(server.requests) == 3
     client.classify(b"x")
     assert len(server.requests) == 4  # the fast one has no copy
@@ -181,7 +181,7 @@ def test_copies_keep_to_the_budget_and_the_deadline(connect, server):
 
 
 def test_a_full_server_is_not_hedged_into_the_ground(connect, server):
-    client = connect(server.address, hedge=0.05)
+    client = connect(server.address, hedge=1.0)
     server.fail(grpc.StatusCode.RESOURCE_EXHAUSTED, times=99)
     with pytest.raises(ResourceExhaustedError):
         client.classify(b"x")

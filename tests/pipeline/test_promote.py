@@ -102,8 +102,8 @@ def test_a_version_that_cannot_be_loaded_gets_no_label(models, address):
     assert address in str(caught.value)
     assert (models / "models.config").read_text() == before
     # What failed before says nothing about this time.
-    with pytest.raises(PipelineError, match="version 3 AVAILABLE after 2 s: END"):
-        promote.promote(models, 3, "stable", address, 2)
+    with pytest.raises(PipelineError, match="version 3 AVAILABLE after 4 s: END"):
+        promote.promote(models, 3, "stable", address, 4)
     assert ask(address, "stable") == (1, 2)
 
 

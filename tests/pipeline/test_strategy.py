@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import tensorflow as tf
 
-from pipeline import strategy
+from pipeline import checkpoint, strategy
 from pipeline.errors import PipelineError
 from pipeline.local_server import free_port
 from tests.conftest import ROOT
@@ -52,13 +52,15 @@ def losses(run: Path) -> list[float]:
         return [float(row["loss"]) for row in csv.DictReader(file)]
 
 
-def wait_for(path: Path, processes: list[subprocess.Popen[str]], seconds: float = 120) -> None:
-    """Until a path is there, which the processes are to write: none of them may end before."""
+def wait_for_step(
+    step: int, run: Path, processes: list[subprocess.Popen[str]], seconds: float = 120
+) -> None:
+    """Until there is a checkpoint of that step or a later one; no process may end before."""
     until = time.monotonic() + seconds
-    while not path.exists():
+    while max(checkpoint.steps(run / "checkpoints"), default=0) < step:
         for process in processes:
             assert process.poll() is None, (process.returncode, process.communicate())
-        assert time.monotonic() < until, f"{path} did not appear"
+        assert time.monotonic() < until, f"no checkpoint of step {step} appeared"
         time.sleep(0.1)
 
 
@@ -132,18 +134,16 @@ def test_a_killed_worker_ends_the_other_and_all_go_on_from_the_checkpoint(
         ]
 
     chief, other = start_both(500)
-    wait_for(run / "checkpoints", [chief, other])
-    while not any(path.name.isdecimal() for path in (run / "checkpoints").iterdir()):
-        time.sleep(0.1)
+    wait_for_step(1, run, [chief, other])
     other.kill()
     _, errors = chief.communicate(timeout=120)
     assert chief.returncode == 2
     assert "another worker no longer answers" in errors
     assert "Traceback" not in errors
 
+    kept = checkpoint.steps(run / "checkpoints")[-1]
     pair = start_both(500)
-    wait_for(run / "history.csv", pair)
-    time.sleep(2)
+    wait_for_step(kept + 1, run, pair)
     pair[1].send_signal(signal.SIGTERM)  # one is asked, both stop at the same step
     said = [process.communicate(timeout=120) for process in pair]
     assert [process.returncode for process in pair] == [143, 143], said

@@ -89,7 +89,7 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_been(run, image_folder, tm
     interrupted = tmp_path / "run"
     flags = [x for name, value in FEW_STEPS.items() for x in (f"--{name.replace('_', '-')}", value)]
     process = start(
-        "--dataset", image_folder, "--run", interrupted, "--checkpoint-seconds", 1, *flags
+        "--dataset", image_folder, "--run", interrupted, "--checkpoint-seconds", 0.2, *flags
     )  # fmt: skip
     wait_for_step(process, interrupted, random.randint(1, 60))
     process.send_signal(signals[0])

@@ -27,9 +27,11 @@ def request() -> predict_pb2.PredictRequest:
     return made
 
 
-async def call_until(port: int, ended: asyncio.Event) -> list[tuple[int, float]]:
-    """Version and answer of every call of all callers; raises if one fails."""
-    answers = []
+Answers = list[tuple[int, float]]  # version and value
+
+
+async def call_until(port: int, ended: asyncio.Event, answers: Answers) -> None:
+    """Note the answer of every call of all callers; raises if one fails."""
     async with grpc.aio.insecure_channel(f"localhost:{port}") as channel:
         stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
 
@@ -40,7 +42,6 @@ async def call_until(port: int, ended: asyncio.Event) -> list[tuple[int, float]]
                 answers.append((response.model_spec.version.value, value))
 
         await asyncio.gather(*(caller() for _ in range(CALLERS)))
-    return answers
 
 
 @pytest.mark.parametrize(
@@ -53,16 +54,21 @@ def test_no_call_fails_while_versions_are_switched(
 ):
     add_version(1, 1.0)
 
-    async def switch(ended: asyncio.Event) -> None:
+    async def switch(ended: asyncio.Event, answers: Answers) -> None:
         for version in range(2, 2 + switches):
             await asyncio.sleep(seconds / (switches + 1))
             await asyncio.to_thread(add_version, version, float(version))
+            async with asyncio.timeout(30):  # or the next one would overtake it
+                while not answers or answers[-1][0] != version:
+                    await asyncio.sleep(0.01)
         await asyncio.sleep(seconds / (switches + 1))
         ended.set()
 
-    async def run(port: int) -> list[tuple[int, float]]:
-        ended = asyncio.Event()
-        answers, _ = await asyncio.gather(call_until(port, ended), switch(ended))
+    async def run(port: int) -> Answers:
+        ended, answers = asyncio.Event(), Answers()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(call_until(port, ended, answers))
+            group.create_task(switch(ended, answers))
         return answers
 
     with serving("--model_name=affine", f"--model_base_path={tmp_path / 'affine'}") as server:

@@ -121,6 +121,11 @@ def predict(channel: grpc.Channel, model: str, *values: float) -> grpc.Future:
     return stub.Predict.future(request, timeout=TIMEOUT)
 
 
+def accepts(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("localhost", port)) == 0
+
+
 def test_sigterm_finishes_what_runs_and_refuses_what_is_new():
     flags = "--model_name=slow", f"--model_base_path={RECORDED / 'slow'}"
     with (
@@ -135,7 +140,8 @@ def test_sigterm_finishes_what_runs_and_refuses_what_is_new():
         running = [predict(channel, "slow", 1) for _ in range(4)]
         time.sleep(moment)
         server.process.terminate()
-        time.sleep(moment)
+        while accepts(server.port):
+            assert not any(call.done() for call in running)
         refusal = predict(newcomer, "slow", 1).exception()
         assert not any(call.done() for call in running)
         assert [call.result().outputs["y"].float_val for call in running] == [[2]] * 4

@@ -19,8 +19,8 @@ from tfs_client._client import Client
 from tfs_client._errors import TFSError
 
 START_SECONDS, STOP_SECONDS = 120.0, 40.0
-# The even ones: REST's is often the next. Linux gives none of these to a socket that is content with
-# any (ip_local_port_range), nor does Kubernetes to a Service.
+# The even ones: REST's is often the next. Linux gives none of these to a socket that is content
+# with any (ip_local_port_range), nor does Kubernetes to a Service.
 _PORTS = range(20_000, 30_000, 2)
 _MOST_GIVEN = 256
 _given: collections.deque[int] = collections.deque()  # file descriptors, see _take
