@@ -333,7 +333,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     # An exception, so that every stage cleans up behind itself.
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda n, _: sys.exit(128 + n))
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
+            signal.signal(number, lambda n, _: sys.exit(128 + n))
     try:
         return options.stage(options) or 0
     except PipelineError as error:

@@ -214,16 +214,20 @@ def _keep(network: keras.Model, run: Run) -> None:
 
 @contextmanager
 def _stop_signals() -> Iterator[list[int]]:
-    """A list that receives the signals that ask to stop; a second one stops at once."""
+    """A list that receives the signals that ask to stop; the same one again stops at once.
+
+    Another one does not: systemd, for one, sends SIGHUP right after SIGTERM.
+    """
     received: list[int] = []
 
     def receive(number: int, _: object) -> None:
-        received.append(number)
-        if len(received) > 1:
+        if number in received:
             sys.exit(128 + number)
+        received.append(number)
 
     asked = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
-    before = {number: signal.signal(number, receive) for number in asked}
+    heard = [number for number in asked if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, receive) for number in heard}
     try:
         yield received
     finally:

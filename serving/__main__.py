@@ -11,6 +11,7 @@ import gc
 import json
 import logging
 import os
+import resource
 import signal
 import sys
 import threading
@@ -38,6 +39,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"embedded server: {__version__}")
         print(f"TensorFlow Library: {metadata.version('tensorflow')}")
         return 0
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # 1024 connections are soon there
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr
     )
@@ -127,7 +130,7 @@ def serve(flags: argparse.Namespace, stop: threading.Event) -> None:
     ending = server.stop(grace)  # returns at once, and accepts no more
     if rest:
         rest.stop(grace)
-    ending.wait()
+    ending.wait(grace + 1)  # gRPC never says so where one of its threads has died
 
 
 def _models(flags: argparse.Namespace):

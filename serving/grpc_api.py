@@ -29,13 +29,13 @@ from serving.engine import Label, Servable
 from serving.errors import Code, ConfigError, ServingError, invalid_argument, translate
 from serving.metrics import Metrics
 from serving.repository import Repository, Version
-from serving.workers import Workers, aside
+from serving.workers import Workers, aside, received
 
 log = logging.getLogger(__name__)
 
 SIGNATURE_DEF = "signature_def"
-# Threads beyond the limit of calls, which tell callers that it is reached.
-SPARE_THREADS = 4
+# Threads beyond the limit of calls: for those that come slowly, and to tell that it is reached.
+SPARE_THREADS = 64
 # How long a call without a deadline waits for the models of a new configuration.
 RELOAD_SECONDS = 300.0
 _State = get_model_status_pb2.ModelVersionStatus.State
@@ -185,6 +185,7 @@ def _answering(method: Callable[..., Message]) -> Callable[..., Message]:
 
     @functools.wraps(method)
     def answer(self, request: Message, context: grpc.ServicerContext) -> Message:
+        received()
         remaining = context.time_remaining()
         deadline = None if remaining is None else time.monotonic() + remaining
         return self.calls.run(lambda: method(self, request, deadline), context, method.__name__)

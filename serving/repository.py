@@ -168,15 +168,15 @@ class Repository:
 
         Args:
             models: to serve.
-            deadline: by time.monotonic(), until which to wait for models that were not served
-                before; None does not wait.
+            deadline: by time.monotonic(), until which to wait for a version that is being loaded,
+                and for models that were not served before; None does not wait for these.
 
         Raises:
             ServingError: FAILED_PRECONDITION, a label is for a version that is not available;
                 INVALID_ARGUMENT, a model of another platform; UNKNOWN, a new model cannot be
                 loaded; DEADLINE_EXCEEDED, it is not there yet.
         """
-        with self._polled, self._lock:
+        with self._alone(deadline), self._lock:
             served = {name: model.config for name, model in self._models.items()}
             models_config.check_platforms(models, served)
             for config in models:
@@ -224,14 +224,29 @@ class Repository:
 
     def poll(self) -> None:
         """Look at every base path once, and load and unload as the policies say."""
-        with self._polled:
+        with self._alone():
             self._poll()
+
+    @contextlib.contextmanager
+    def _alone(self, deadline: float | None = None) -> Iterator[None]:
+        """While nobody else looks for versions; who does so may be loading one.
+
+        Raises:
+            ServingError: DEADLINE_EXCEEDED, and nothing may be done that the caller has given up.
+        """
+        left = -1 if deadline is None else max(0.0, deadline - time.monotonic())
+        if not self._polled.acquire(timeout=left):
+            raise ServingError(Code.DEADLINE_EXCEEDED, "a version is being loaded: ask again later")
+        try:
+            yield
+        finally:
+            self._polled.release()
 
     def _poll(self) -> None:
         for model in self._models.values():
             try:
                 found = _versions_in(model.config.base_path)
-            except OSError as error:
+            except (OSError, ValueError) as error:  # the second for a name that no path can have
                 log.warning("cannot read the base path of %s: %s", model.config.name, error)
                 continue
             if not found and not model.versions:
@@ -250,7 +265,10 @@ class Repository:
 
     def _watch(self) -> None:
         while not self._stop.wait(self._polling.seconds):
-            self.poll()
+            try:
+                self.poll()
+            except Exception:  # whatever it is, new versions are to be seen still
+                log.exception("looking for versions failed")
 
     def _check_first_labels(self) -> None:
         for model in self._models.values():
@@ -309,8 +327,10 @@ class Repository:
         try:
             servable = self._load(name, version.number, path)
         except Exception as error:  # a broken model raises whatever its ops do; the server lives on
+            known = translate(error)
             with self._lock:
-                version.state, version.error = State.END, translate(error)
+                # Without its traceback, which would keep the weights.
+                version.state, version.error = State.END, ServingError(known.code, known.message)
                 version.failures += 1
                 version.next_try = time.monotonic() + self._polling.retry_seconds
                 self._garbage = True
@@ -377,7 +397,7 @@ def follow(
                     raise ConfigError("it says nothing")
                 repository.reload(models)
                 complaint = ""
-            except (ConfigError, ServingError) as error:
+            except Exception as error:  # whatever it is, the file may be mended
                 if str(error) != complaint:  # said once, not every second
                     log.error("%s is not followed: %s", file, error)
                 complaint = str(error)

@@ -7,6 +7,7 @@ Paths, methods and statuses are those of model_servers/http_rest_api_{handler,ut
 http_server.cc; HTTP itself is cheroot's.
 """
 
+import contextlib
 import gzip
 import json
 import logging
@@ -59,6 +60,8 @@ _WAITING = 1024  # connections: listening, idle between requests, or waiting for
 _RECEIVING = 64  # threads for requests that come slowly, and for those that compute nothing
 _MAX_HEADER_BYTES = 64 * 1024
 _IDLE_SECONDS = 30
+_LAST_ANSWER_SECONDS = 1.0  # for a connection that is kept to learn that it ends
+_QUIET_LOOKS = 10
 _PIECE_BYTES = 2**20
 
 
@@ -314,10 +317,14 @@ class _HttpServer(cheroot.wsgi.Server):
 
     def process_conn(self, conn: cheroot.server.HTTPConnection) -> None:
         # A new connection waits for its first byte as idle ones do, and keeps no thread.
-        if conn.last_used is None:
-            self.put_conn(conn)
-        else:
+        if conn.last_used is not None:
             super().process_conn(conn)
+        elif self._connections.can_add_keepalive_connection:  # type: ignore[attr-defined]
+            self.put_conn(conn)
+        else:  # or no file descriptors would be left, and cheroot would ask for one for ever
+            with contextlib.suppress(OSError):
+                cheroot.server.HTTPRequest(self, conn).simple_response("503 Service Unavailable")
+            conn.close()
 
     @staticmethod
     def bind_socket(socket_: socket.socket, bind_addr: tuple[str, int]) -> socket.socket:
@@ -344,6 +351,16 @@ class Server:
     def stop(self, grace_seconds: float) -> None:
         """Accept no more and return once all is answered, or after the grace."""
         self._server.shutdown_timeout = grace_seconds
+        # Who keeps a connection is told with the next answer that it ends: cheroot would close it
+        # over a request that has just come.
+        self._server.keep_alive_conn_limit = -1  # without a listening socket there are -1 of them
+        kept = self._server._connections._selector  # type: ignore[attr-defined]
+        kept.unregister(self._server.socket.fileno())
+        self._server.socket.close()
+        end, looks = time.monotonic() + min(_LAST_ANSWER_SECONDS, grace_seconds), 0
+        while looks < _QUIET_LOOKS and time.monotonic() < end:
+            looks = 0 if len(kept) else looks + 1  # those that are being answered are not counted
+            time.sleep(0.01)
         # cheroot waits for ever for a thread that outlasts the grace.
         stopping = threading.Thread(target=self._server.stop, name="rest-stop", daemon=True)
         stopping.start()

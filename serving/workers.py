@@ -80,6 +80,8 @@ class Workers(futures.Executor):
                 self._crowded.clear()
                 for _ in range(AT_WORK):
                     self._call_another()
+                if self._tasks:  # they need not have found it crowded
+                    self._crowded.set()
 
     def _put_aside(self) -> None:
         """Those who have computed for long."""
@@ -100,9 +102,13 @@ class Workers(futures.Executor):
             self._at_work += 1
             self._idle.pop().release()
         elif self._threads < self._most:
+            try:
+                threading.Thread(target=self._work, name="grpc", daemon=True).start()
+            except RuntimeError:  # a container's limit; it may be otherwise the next time
+                self._crowded.set()
+                return
             self._at_work += 1
             self._threads += 1
-            threading.Thread(target=self._work, name="grpc", daemon=True).start()
 
     def _work(self) -> None:
         _own.workers = self
@@ -117,7 +123,17 @@ class Workers(futures.Executor):
             if task is None:
                 called.acquire()
             else:
+                _own.receiving = contextlib.ExitStack()
+                _own.receiving.enter_context(self.staying())
                 task()
+                received()
+
+
+def received() -> None:
+    """The call that this thread answers is here whole, which takes as long as its sender likes."""
+    receiving: contextlib.ExitStack | None = getattr(_own, "receiving", None)
+    if receiving:
+        receiving.close()
 
 
 def aside() -> contextlib.AbstractContextManager[None]:

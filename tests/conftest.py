@@ -28,8 +28,9 @@ from pipeline.run import Run
 # TensorFlow's own number, one per CPU, several at once would wait for each other for ever.
 tf.config.threading.set_inter_op_parallelism_threads(8)
 
-# Started in the background of a script, it would be ignored here and in every child.
+# Started in the background of a script, or by nohup, one would be ignored here and in every child.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 ROOT = Path(__file__).parent.parent
 COLOURS = {"blue": (30, 40, 220), "green": (20, 200, 40), "red": (230, 30, 20)}

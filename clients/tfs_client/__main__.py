@@ -339,7 +339,8 @@ def _canary(options: argparse.Namespace) -> int:
 
 def _tune(options: argparse.Namespace) -> int:
     for number in (signal.SIGTERM, signal.SIGHUP):  # the servers end with it
-        signal.signal(number, lambda n, _: sys.exit(128 + n))
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
+            signal.signal(number, lambda n, _: sys.exit(128 + n))
     options.settings = {"model": options.model, "retry": Retry(attempts=1)}
     return _commands.tune(options)
 

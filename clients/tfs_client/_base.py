@@ -89,7 +89,7 @@ class BaseClient(ABC):
         plaintext_token: let secrets go over a connection that is not encrypted.
         authority: the name that the server is to take itself for, in place of the address's.
         connections: to each address; several where one is the limit.
-        keepalive: seconds between pings while a call is under way, at least 10; None for none.
+        keepalive: seconds between pings while a call is under way, at least 10; None for 600.
         hooks: told of each attempt.
         interceptors: gRPC's client interceptors, such as OpenTelemetry's.
 

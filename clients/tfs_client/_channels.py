@@ -16,6 +16,7 @@ from tfs_client._errors import TFSError
 _SCHEMES = ("unix:", "unix-abstract:", "dns:", "ipv4:", "ipv6:", "vsock:")
 DEFAULT_ADDRESS = "localhost:8500"
 KEEPALIVE_SECONDS = 10.0  # the least; gRPC's servers hang up on clients that ask more often
+RARELY_SECONDS = 600.0  # they all let clients ask every five minutes
 
 # A name may stand for many servers: each gets its share, and one that dies none.
 _SERVICE_CONFIG = '{"loadBalancingConfig": [{"round_robin": {}}]}'
@@ -28,6 +29,9 @@ _OPTIONS: tuple[tuple[str, Any], ...] = (
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 5000),
     ("grpc.dns_min_time_between_resolutions_ms", 5000),
+    # Also how long the kernel tries to reach a machine that is gone (TCP_USER_TIMEOUT), where there
+    # are pings, however rare; it is a quarter of an hour else, in which every call fails.
+    ("grpc.keepalive_timeout_ms", 20_000),
 )
 
 
@@ -104,14 +108,12 @@ def targets(
         options.append(("grpc.default_authority", authority))
         if credentials is not None:
             options.append(("grpc.ssl_target_name_override", authority))
-    if keepalive is not None:
-        if keepalive < KEEPALIVE_SECONDS:
-            raise ValueError(
-                f"keepalive={keepalive}: servers hang up on whoever asks more often than every "
-                f"{KEEPALIVE_SECONDS:g} seconds"
-            )
-        options.append(("grpc.keepalive_time_ms", int(keepalive * 1000)))
-        options.append(("grpc.keepalive_timeout_ms", 20_000))
+    if keepalive is not None and keepalive < KEEPALIVE_SECONDS:
+        raise ValueError(
+            f"keepalive={keepalive}: servers hang up on whoever asks more often than every "
+            f"{KEEPALIVE_SECONDS:g} seconds"
+        )
+    options.append(("grpc.keepalive_time_ms", int((keepalive or RARELY_SECONDS) * 1000)))
     return [Target(one, tuple(options), credentials) for one in addresses * connections]
 
 

@@ -1,7 +1,9 @@
 """Several servers: traffic goes to those that live, and no call fails while one does."""
 
 import contextlib
+import ctypes
 import socket
+import struct
 import threading
 import time
 
@@ -10,6 +12,7 @@ from tfs_client import DeadlineExceededError, UnavailableError
 from tfs_client.testing import FakeServer
 
 KILLS = 5
+SO_ATTACH_FILTER = 26
 AGE = [("grpc.max_connection_age_ms", 2000), ("grpc.max_connection_age_grace_ms", 2000)]
 
 
@@ -68,6 +71,54 @@ def test_one_that_hangs_is_passed_by_for_a_second(connect):
             except DeadlineExceededError:
                 failed += 1
         assert 1 <= failed <= 4  # of the ten whose turn it is
+
+
+@contextlib.contextmanager
+def relay(port):
+    """A port in front of another, and the connections that came to it."""
+    taken = []
+
+    def pump(source, target):
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                target.sendall(data)
+
+    def accept():
+        with contextlib.suppress(OSError):
+            while True:
+                near, far = listening.accept()[0], socket.create_connection(("localhost", port))
+                taken.append(near)
+                for pair in ((near, far), (far, near)):
+                    threading.Thread(target=pump, args=pair, daemon=True).start()
+
+    with socket.create_server(("localhost", 0)) as listening:
+        threading.Thread(target=accept, daemon=True).start()
+        yield listening.getsockname()[1], taken
+        listening.shutdown(socket.SHUT_RDWR)
+
+
+def vanish(connection):
+    """Whatever comes is dropped before TCP sees it, so that nothing is acknowledged."""
+    nothing = ctypes.create_string_buffer(struct.pack("HBBI", 0x06, 0, 0, 0))  # BPF: return 0
+    program = struct.pack("HL", 1, ctypes.addressof(nothing))
+    connection.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, program)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_a_machine_that_vanishes_without_a_word_is_left_within_half_a_minute(connect, server):
+    with relay(server.port) as (port, connections):
+        client = connect(f"localhost:{port}", timeout=2)
+        client.classify(b"x")
+        vanish(connections[0])
+        began = time.monotonic()
+        with pytest.raises(DeadlineExceededError):
+            client.classify(b"x")
+        while len(connections) == 1:
+            with contextlib.suppress(DeadlineExceededError):
+                client.classify(b"x")
+            assert time.monotonic() - began < 30
+        assert client.classify(b"x").label == "cat"
 
 
 def test_one_that_lives_is_found_among_many_dead(connect, server):

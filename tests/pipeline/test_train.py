@@ -115,6 +115,24 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_been(run, image_folder, tm
     assert not (interrupted / "checkpoints").exists()
 
 
+def test_the_same_signal_again_stops_at_once_and_what_nohup_ignores_stays_ignored():
+    with train._stop_signals() as received:
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGHUP)  # right after, as systemd does
+        assert received == [signal.SIGTERM, signal.SIGHUP]
+        with pytest.raises(SystemExit) as caught:
+            signal.raise_signal(signal.SIGTERM)
+        assert caught.value.code == 128 + signal.SIGTERM
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with train._stop_signals() as received:
+            signal.raise_signal(signal.SIGHUP)
+        assert received == []
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_what_has_ended_is_not_trained_again_and_its_recipe_stays(run, command):
     done = command("pipeline", "train", "--run", run.path)
     assert (done.returncode, done.stdout) == (0, f"run {run.path} is trained already\n")

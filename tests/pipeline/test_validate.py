@@ -1,7 +1,7 @@
 """The gate, on real exports behind real servers."""
 
-import dataclasses
 import contextlib
+import dataclasses
 import json
 import os
 import re

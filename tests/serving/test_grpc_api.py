@@ -1,6 +1,7 @@
 import contextlib
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent import futures
 from pathlib import Path
@@ -326,6 +327,22 @@ def test_calls_beyond_the_limit_are_refused_at_once(add_version, tmp_path):
         assert stub.Predict(request(x=[1]), timeout=TIMEOUT).outputs["y"].float_val == [3]
     assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert "1 calls are under way, the limit of --grpc_max_threads" in details
+
+
+def test_callers_who_send_no_message_hold_nobody_up(channel, prediction):
+    here = threading.Event()
+
+    def late():
+        here.wait(TIMEOUT)
+        yield b""
+
+    call = channel.stream_unary("/tensorflow.serving.PredictionService/Predict")
+    silent = [call.future(late()) for _ in range(20)]
+    time.sleep(0.3)
+    assert prediction.Predict(request(x=[1]), timeout=TIMEOUT).outputs["y"].float_val
+    assert not any(each.done() for each in silent)
+    here.set()
+    assert {each.exception().code() for each in silent} == {grpc.StatusCode.INVALID_ARGUMENT}
 
 
 def test_a_caller_whose_deadline_passes_is_told(add_version, tmp_path):

@@ -1,6 +1,8 @@
+import gc
 import shutil
 import threading
 import time
+import weakref
 
 import numpy as np
 import pytest
@@ -70,6 +72,26 @@ def test_a_failed_version_is_tried_again(repository, add_version, tmp_path):
     shutil.copytree(tmp_path / "affine" / "1", partial, dirs_exist_ok=True)
     served.poll()
     assert states(served) == {2: State.AVAILABLE, 1: State.END}
+
+
+def test_what_cannot_be_loaded_leaves_nothing_in_memory(add_version, tmp_path):
+    add_version(1)
+    weights = []
+
+    class Weights:
+        pass
+
+    def load(name, version, path):
+        held = Weights()
+        weights.append(weakref.ref(held))
+        raise ServingError(Code.INVALID_ARGUMENT, "bad warm-up") from ValueError(str(held))
+
+    config = ModelConfig("affine", tmp_path / "affine")
+    served = Repository([config], load, Polling(0, 0), threading.Event())
+    with pytest.raises(ConfigError, match="bad warm-up"):
+        served.start()
+    gc.collect()
+    assert [each() for each in weights] == [None]
 
 
 def test_tries_end(repository, add_version, tmp_path):
@@ -234,6 +256,46 @@ def test_labels_are_held_to_their_rule_when_nothing_else_changes(repository, add
     served.poll()
     with refused(1):
         served.reload([config_of(tmp_path, {"stable": 1}, 1)])
+
+
+def test_what_a_caller_has_given_up_is_not_done(add_version, tmp_path):
+    add_version(1)
+    loading, free = threading.Event(), threading.Event()
+
+    def load(name, version, path):
+        if version == 2:
+            loading.set()
+            assert free.wait(30)
+        return Servable(name, version, path)
+
+    config = ModelConfig("affine", tmp_path / "affine")
+    served = Repository([config], load, Polling(0, 0), threading.Event())
+    served.start()
+    add_version(2)
+    polling = threading.Thread(target=served.poll)
+    polling.start()
+    assert loading.wait(30)
+    with pytest.raises(ServingError, match="a version is being loaded") as caught:
+        served.reload([], time.monotonic() + 0.2)
+    assert caught.value.code is Code.DEADLINE_EXCEEDED
+    free.set()
+    polling.join()
+    assert answer(served) == (2, 3)
+
+
+def test_a_path_that_cannot_be_ends_no_thread(add_version, tmp_path):
+    add_version(1)
+    stop, good = threading.Event(), ModelConfig("affine", tmp_path / "affine")
+    served = Repository([good], Servable, Polling(0.05, 0), stop)
+    served.start()
+    with pytest.raises(ServingError, match="bad"):
+        served.reload([good, ModelConfig("bad", tmp_path / "a\0b")], time.monotonic() + 0.2)
+    add_version(2)
+    deadline = time.monotonic() + 30
+    while 2 not in states(served) or states(served)[2] is not State.AVAILABLE:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    stop.set()
 
 
 def test_a_new_label_may_be_allowed_before_its_version_but_not_a_moved_one(add_version, tmp_path):

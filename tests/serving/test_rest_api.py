@@ -476,6 +476,19 @@ def test_more_than_can_wait_is_refused(start, monkeypatch):
     gc.collect()
 
 
+def test_connections_that_ask_for_nothing_are_limited(start, monkeypatch):
+    running = start()
+    monkeypatch.setattr(rest_api._HttpServer, "keep_alive_conn_limit", 4)
+    address = ("127.0.0.1", running.server.port)
+    idle = [socket.create_connection(address, TIMEOUT) for _ in range(8)]
+    assert {connection.recv(12) for connection in idle[4:]} == {b"HTTP/1.1 503"}
+    for connection in idle:
+        connection.close()
+    until = time.monotonic() + TIMEOUT
+    while running.call("POST", PREDICT, BODY).status != 200:
+        assert time.monotonic() < until
+
+
 def wait_until_refused(port: int) -> None:
     until = time.monotonic() + TIMEOUT
     while time.monotonic() < until:
@@ -500,6 +513,31 @@ def test_stop_finishes_what_is_running_and_accepts_no_more(start):
         running.servable.held.set()
         assert call.result(TIMEOUT).json == {"predictions": [2.0, 4.0]}
         stopping.result(TIMEOUT)
+
+
+def test_stop_loses_no_request_of_a_connection_that_is_kept(start):
+    running, stopping = start(), threading.Event()
+
+    def ask() -> int:
+        """Requests until the server says that the connection ends."""
+        connection = http.client.HTTPConnection("127.0.0.1", running.server.port, timeout=TIMEOUT)
+        asked = 0
+        while True:
+            connection.request("POST", PREDICT, BODY)
+            answer = connection.getresponse()
+            assert answer.status == 200
+            answer.read()
+            asked += 1
+            if connection.sock is None:
+                assert stopping.is_set()
+                return asked
+
+    with futures.ThreadPoolExecutor() as pool:
+        callers = [pool.submit(ask) for _ in range(4)]
+        time.sleep(0.3)
+        stopping.set()
+        running.server.stop(TIMEOUT)
+        assert all(caller.result(TIMEOUT) > 1 for caller in callers)
 
 
 def test_stop_does_not_outlast_the_grace(start):

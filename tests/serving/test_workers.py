@@ -9,7 +9,7 @@ from concurrent import futures
 import pytest
 
 from serving import workers as module
-from serving.workers import AT_WORK, Computation, Workers, aside
+from serving.workers import AT_WORK, Computation, Workers, aside, received
 
 SECONDS = 20.0
 
@@ -51,6 +51,7 @@ def test_few_are_at_work_at_a_time_whatever_other_threads_do(elsewhere):
     workers, count = Workers(16), Count()
 
     def work():
+        received()
         with count:
             time.sleep(0.01)
 
@@ -89,6 +90,27 @@ def test_a_few_that_wait_do_not_hold_up_the_others():
     futures.wait(waiting, SECONDS)
 
 
+def test_calls_that_are_slow_to_arrive_do_not_hold_up_the_others():
+    workers, here, count = Workers(16), threading.Event(), Count()
+
+    def arrive():
+        assert here.wait(SECONDS)
+        received()
+        with count:
+            time.sleep(0.01)
+
+    arriving = [workers.submit(arrive) for _ in range(2 * AT_WORK)]
+    assert workers.submit(int, "5").result(SECONDS) == 5
+    assert not any(each.done() for each in arriving)
+    here.set()
+    for each in arriving:
+        each.result(SECONDS)
+    for _ in range(20):
+        workers.submit(arrive)
+    until(lambda: not workers._tasks and not count.inside)
+    assert workers._at_work == 0
+
+
 def compute(computation, work):
     with computation.once():
         return work()
@@ -108,6 +130,37 @@ def test_what_was_quick_last_time_stays_at_work_until_it_is_long_and_others_wait
     assert [each.result(SECONDS) for each in others] == [5, 5, 5]
     free.set()
     assert all(each.result(SECONDS) for each in computing)
+
+
+def test_nobody_waits_for_more_than_a_few_that_are_long(monkeypatch):
+    monkeypatch.setattr(module, "QUICK_SECONDS", SECONDS)
+    workers, free, computation = Workers(32), threading.Event(), Computation()
+    workers.submit(compute, computation, int).result(SECONDS)
+    begun = Count()
+
+    def work():
+        received()
+        with begun:
+            assert free.wait(SECONDS)
+
+    computing = [workers.submit(compute, computation, work) for _ in range(20)]
+    until(lambda: begun.inside == 20)  # though no further call comes that would see to it
+    free.set()
+    for each in computing:
+        each.result(SECONDS)
+
+
+def test_a_thread_that_cannot_be_started_is_tried_again(monkeypatch):
+    workers, start, failures = Workers(4), threading.Thread.start, iter([True] * 3)
+
+    def failing(thread):
+        if next(failures, False):
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", failing)
+    assert workers.submit(int, "5").result(SECONDS) == 5
+    assert next(failures, None) is None
 
 
 def test_what_was_not_quick_makes_room_at_once(monkeypatch):
