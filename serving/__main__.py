@@ -7,6 +7,7 @@ running; the exit code is 0 then, and 2 for a flag or file that the server canno
 """
 
 import argparse
+import contextlib
 import gc
 import json
 import logging
@@ -40,7 +41,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"TensorFlow Library: {metadata.version('tensorflow')}")
         return 0
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # 1024 connections are soon there
+    with contextlib.suppress(ValueError, OSError):  # 1024, the usual limit, are soon there
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr
     )
@@ -127,10 +129,12 @@ def serve(flags: argparse.Namespace, stop: threading.Event) -> None:
     stop.wait()
     grace = flags.grace_period_seconds
     logging.info("stopping: finishing what is running, %d s at most", grace)
+    end = time.monotonic() + grace + 1
     ending = server.stop(grace)  # returns at once, and accepts no more
     if rest:
         rest.stop(grace)
-    ending.wait(grace + 1)  # gRPC never says so where one of its threads has died
+    # gRPC never says that it has ended where one of its threads has died.
+    ending.wait(max(0.0, end - time.monotonic()))
 
 
 def _models(flags: argparse.Namespace):

@@ -186,8 +186,8 @@ def _answering(method: Callable[..., Message]) -> Callable[..., Message]:
     @functools.wraps(method)
     def answer(self, request: Message, context: grpc.ServicerContext) -> Message:
         received()
-        remaining = context.time_remaining()
-        deadline = None if remaining is None else time.monotonic() + remaining
+        remaining = context.time_remaining()  # without a deadline, 292 thousand million years
+        deadline = time.monotonic() + remaining if remaining < threading.TIMEOUT_MAX else None
         return self.calls.run(lambda: method(self, request, deadline), context, method.__name__)
 
     return answer

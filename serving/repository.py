@@ -206,7 +206,7 @@ class Repository:
             ServingError: UNKNOWN, one cannot be loaded; DEADLINE_EXCEEDED.
         """
         while not self._stop.is_set():
-            self.poll()
+            self.poll(deadline)
             models = [self._models[name] for name in names if name in self._models]
             waiting = [model for model in models if not model.available()]
             hopeless = [version for model in waiting for version in self._hopeless(model)]
@@ -222,9 +222,13 @@ class Repository:
                 raise ServingError(Code.DEADLINE_EXCEEDED, f"no version yet of {missing}")
             self._stop.wait(self._polling.seconds or 1.0)
 
-    def poll(self) -> None:
-        """Look at every base path once, and load and unload as the policies say."""
-        with self._alone():
+    def poll(self, deadline: float | None = None) -> None:
+        """Look at every base path once, and load and unload as the policies say.
+
+        Raises:
+            ServingError: DEADLINE_EXCEEDED, somebody else is at it still.
+        """
+        with self._alone(deadline):
             self._poll()
 
     @contextlib.contextmanager

@@ -350,13 +350,15 @@ class Server:
 
     def stop(self, grace_seconds: float) -> None:
         """Accept no more and return once all is answered, or after the grace."""
+        if not self._server.ready:
+            return
         self._server.shutdown_timeout = grace_seconds
         # Who keeps a connection is told with the next answer that it ends: cheroot would close it
         # over a request that has just come.
-        self._server.keep_alive_conn_limit = -1  # without a listening socket there are -1 of them
         kept = self._server._connections._selector  # type: ignore[attr-defined]
         kept.unregister(self._server.socket.fileno())
         self._server.socket.close()
+        self._server.keep_alive_conn_limit = -1  # without a listening socket there are -1 of them
         end, looks = time.monotonic() + min(_LAST_ANSWER_SECONDS, grace_seconds), 0
         while looks < _QUIET_LOOKS and time.monotonic() < end:
             looks = 0 if len(kept) else looks + 1  # those that are being answered are not counted

@@ -86,7 +86,7 @@ class Workers(futures.Executor):
     def _put_aside(self) -> None:
         """Those who have computed for long."""
         long_ago = time.monotonic() - LONG_SECONDS
-        for each, since in list(self._staying.items()):
+        for each, since in self._staying.copy().items():
             if since < long_ago and self._staying.pop(each, None) is not None:
                 self._at_work -= 1
 

@@ -256,7 +256,7 @@ def test_a_client_may_say_what_is_served(channel, prediction, tmp_path):
     )
     made.model_spec.name = "other"  # the call has waited for it
     assert prediction.Predict(made, timeout=TIMEOUT).outputs["y"].float_val == [3]
-    stub.HandleReloadConfigRequest(reload_request(), timeout=TIMEOUT)
+    stub.HandleReloadConfigRequest(reload_request())  # and none needs a deadline
     assert code_of(lambda: prediction.Predict(made, timeout=TIMEOUT))[0] is (
         grpc.StatusCode.NOT_FOUND
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import errno
 import os
 import secrets
 import signal
@@ -12,7 +13,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import IO, Any
 
 from tfs_client._client import Client
@@ -100,7 +101,9 @@ def _take(port: int) -> bool:
     with socket.socket(socket.AF_UNIX) as mark:
         try:
             mark.bind(f"\0tfs-client: TCP port {port}")
-        except OSError:
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
             return False
         _given.append(mark.detach())
     if len(_given) > _MOST_GIVEN:
@@ -129,14 +132,22 @@ def _signals_put_off() -> Iterator[None]:
         yield
         return
     came: list[int] = []
-    before = {number: signal.signal(number, lambda n, _: came.append(n)) for number in _ENDING}
+    before = _handle(dict.fromkeys(_ENDING, lambda number, _: came.append(number)))
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        _handle(before)
         for each in came:
             signal.raise_signal(each)
+
+
+def _handle(handlers: Mapping[signal.Signals, Any]) -> dict[signal.Signals, Any]:
+    """Handle signals otherwise, all at once; returns how they were."""
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, handlers)
+    try:
+        return {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 @contextlib.contextmanager
