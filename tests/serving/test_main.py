@@ -134,17 +134,15 @@ def test_sigterm_finishes_what_runs_and_refuses_what_is_new():
         grpc.insecure_channel(f"localhost:{server.port}", OWN_CONNECTION) as newcomer,
     ):
         predict(channel, "slow", 1).result()  # it is compiled now
-        began = time.monotonic()
-        predict(channel, "slow", 1).result()
-        moment = (time.monotonic() - began) / 3  # one takes 0.2 to 1 s
-        running = [predict(channel, "slow", 1) for _ in range(4)]
-        time.sleep(moment)
+        running = [predict(channel, "slow", 1) for _ in range(12)]  # each 0.2 s of a core and more
+        time.sleep(0.2)
         server.process.terminate()
         while accepts(server.port):
-            assert not any(call.done() for call in running)
+            assert not all(call.done() for call in running)
+            time.sleep(0.01)
         refusal = predict(newcomer, "slow", 1).exception()
-        assert not any(call.done() for call in running)
-        assert [call.result().outputs["y"].float_val for call in running] == [[2]] * 4
+        assert not all(call.done() for call in running)
+        assert [call.result().outputs["y"].float_val for call in running] == [[2]] * 12
         assert server.process.wait(TIMEOUT) == 0
     assert isinstance(refusal, grpc.RpcError)
     assert refusal.code() is grpc.StatusCode.UNAVAILABLE
