@@ -476,7 +476,11 @@ def test_what_cannot_be_compared_is_refused():
     with pytest.raises(TFSError, match="no load in common"):
         list(compare.changes(made_report(), other))
     late = made_report()
-    late.measurements[0][0].processor = 1.0
+    first, second = late.measurements[0]
+    for n in range(100):
+        record(first.windows[0].lag, 1.0 if n < 2 else 0.0)
+        record(second.windows[0].lag, 0.0)
+    assert (bool(first.invalid), measure.together([first, second]).invalid) == (True, "")
     with pytest.raises(TFSError, match="of the second report is INVALID"):
         list(compare.changes(made_report(), late))
     assert compare.new_failures(made_report(), made_report(wrong=1)) == 6

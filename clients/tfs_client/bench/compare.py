@@ -73,17 +73,17 @@ def changes(before: Report, after: Report, seed: int = 0) -> Iterator[Change]:
         TFSError: they have no load in common, or one that is to be compared is INVALID.
     """
     chance = np.random.default_rng(seed)
-    theirs = {_key(row): together(row) for row in after.measurements}
-    both = [
-        (together(row), theirs[_key(row)]) for row in before.measurements if _key(row) in theirs
-    ]
+    theirs = {_key(row): row for row in after.measurements}
+    both = [(row, theirs[_key(row)]) for row in before.measurements if _key(row) in theirs]
     if not both:
         raise TFSError("the reports have no load in common: measure both with the same options")
-    for a, b in both:
-        for each, name in ((a, "first"), (b, "second")):
-            if each.invalid:
-                raise TFSError(f"{each.load} of the {name} report is INVALID: {each.invalid}")
-        yield from _of_load(a, b, chance)
+    for pair in both:
+        for repeats, name in zip(pair, ("first", "second"), strict=True):
+            # A repeat's is the row's, also where all together would pass: see report.row.
+            for each in (*repeats, together(repeats)):
+                if each.invalid:
+                    raise TFSError(f"{each.load} of the {name} report is INVALID: {each.invalid}")
+        yield from _of_load(together(pair[0]), together(pair[1]), chance)
 
 
 def _key(row: Sequence[Measurement]) -> tuple[str, int]:
