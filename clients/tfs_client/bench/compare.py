@@ -78,12 +78,13 @@ def changes(before: Report, after: Report, seed: int = 0) -> Iterator[Change]:
     if not both:
         raise TFSError("the reports have no load in common: measure both with the same options")
     for pair in both:
-        for repeats, name in zip(pair, ("first", "second"), strict=True):
-            # A repeat's is the row's, also where all together would pass: see report.row.
-            for each in (*repeats, together(repeats)):
+        a, b = (together(repeats) for repeats in pair)
+        # An INVALID repeat counts also where all together would pass, as in the report's table.
+        for name, found in (("first", [*pair[0], a]), ("second", [*pair[1], b])):
+            for each in found:
                 if each.invalid:
                     raise TFSError(f"{each.load} of the {name} report is INVALID: {each.invalid}")
-        yield from _of_load(together(pair[0]), together(pair[1]), chance)
+        yield from _of_load(a, b, chance)
 
 
 def _key(row: Sequence[Measurement]) -> tuple[str, int]:
