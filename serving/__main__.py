@@ -127,7 +127,11 @@ def serve(flags: argparse.Namespace, stop: threading.Event) -> None:
         )
         logging.info("Exporting HTTP/REST API at:localhost:%d ...", rest.port)
     stop.wait()
-    grace = flags.grace_period_seconds
+    _finish(server, rest, flags.grace_period_seconds)
+
+
+def _finish(server, rest, grace: int) -> None:
+    """Accept no more, and return once all that runs is answered, or after the grace."""
     logging.info("stopping: finishing what is running, %d s at most", grace)
     end = time.monotonic() + grace + 1
     ending = server.stop(grace)  # returns at once, and accepts no more

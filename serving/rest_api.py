@@ -61,7 +61,7 @@ _RECEIVING = 64  # threads for requests that come slowly, and for those that com
 _MAX_HEADER_BYTES = 64 * 1024
 _IDLE_SECONDS = 30
 _LAST_ANSWER_SECONDS = 1.0  # for a connection that is kept to learn that it ends
-_QUIET_LOOKS = 10
+_QUIET_LOOKS = 10  # of 10 ms, in which none was kept
 _PIECE_BYTES = 2**20
 
 

@@ -28,7 +28,7 @@ from pipeline.run import Run
 # TensorFlow's own number, one per CPU, several at once would wait for each other for ever.
 tf.config.threading.set_inter_op_parallelism_threads(8)
 
-# Started in the background of a script, or by nohup, one would be ignored here and in every child.
+# In the background of a script, or under nohup, they would be ignored here and in every child.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 

@@ -23,6 +23,7 @@ from tfs_client import Client
 from pipeline import local_server, publish
 from pipeline.local_server import free_port
 from tests.conftest import ROOT
+from tests.serving.conformance.servers import listening
 from tests.serving.processes import serving
 
 RECORDED = Path(__file__).parent / "conformance" / "models"
@@ -121,11 +122,6 @@ def predict(channel: grpc.Channel, model: str, *values: float) -> grpc.Future:
     return stub.Predict.future(request, timeout=TIMEOUT)
 
 
-def accepts(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("localhost", port)) == 0
-
-
 def test_sigterm_finishes_what_runs_and_refuses_what_is_new():
     flags = "--model_name=slow", f"--model_base_path={RECORDED / 'slow'}"
     with (
@@ -137,7 +133,7 @@ def test_sigterm_finishes_what_runs_and_refuses_what_is_new():
         running = [predict(channel, "slow", 1) for _ in range(12)]  # each 0.2 s of a core and more
         time.sleep(0.2)
         server.process.terminate()
-        while accepts(server.port):
+        while listening(server.port):
             assert not all(call.done() for call in running)
             time.sleep(0.01)
         refusal = predict(newcomer, "slow", 1).exception()
