@@ -516,10 +516,10 @@ def test_stop_finishes_what_is_running_and_accepts_no_more(start):
 
 
 def test_stop_loses_no_request_of_a_connection_that_is_kept(start):
-    running, stopping = start(), threading.Event()
+    running, stopping, answered = start(), threading.Event(), threading.Barrier(5)
 
-    def ask() -> int:
-        """Requests until the server says that the connection ends."""
+    def ask() -> None:
+        """Requests until the server says that the connection ends; `answered` when two were."""
         connection = http.client.HTTPConnection("127.0.0.1", running.server.port, timeout=TIMEOUT)
         asked = 0
         while True:
@@ -530,14 +530,17 @@ def test_stop_loses_no_request_of_a_connection_that_is_kept(start):
             asked += 1
             if connection.sock is None:
                 assert stopping.is_set()
-                return asked
+                return
+            if asked == 2:
+                answered.wait(TIMEOUT)
 
-    with futures.ThreadPoolExecutor() as pool:
+    with futures.ThreadPoolExecutor(4) as pool:
         callers = [pool.submit(ask) for _ in range(4)]
-        time.sleep(0.3)
+        answered.wait(TIMEOUT)
         stopping.set()
         running.server.stop(TIMEOUT)
-        assert all(caller.result(TIMEOUT) > 1 for caller in callers)
+        for caller in callers:
+            caller.result(TIMEOUT)
 
 
 def test_stop_does_not_outlast_the_grace(start):
