@@ -27,9 +27,17 @@ VARIANT, STEM = "batch_norm", "imagenet"
 
 
 def network() -> keras.Model:
-    """GoogLeNet with the same random weights every time."""
+    """GoogLeNet with the same random weights every time.
+
+    Biases among them, as training leaves them: TensorFlow drops those of a fresh network, which are
+    0, and then runs each ReLU by itself, since it fuses one only with a bias.
+    """
     keras.utils.set_random_seed(1)
-    return googlenet.build(inputs.CLASSES, inputs.IMAGE_SIZE, VARIANT, STEM)
+    model = googlenet.build(inputs.CLASSES, inputs.IMAGE_SIZE, VARIANT, STEM)
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.beta.assign(tf.random.normal(layer.beta.shape, stddev=0.1))
+    return model
 
 
 def start(settings: dict[str, Any]) -> Data:

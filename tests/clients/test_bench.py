@@ -155,8 +155,9 @@ def test_a_known_latency_is_found_again():
     assert whole.sent == whole.latency.total_count > 650
     for q in (50, 90):
         expected = np.percentile(delays, q)
-        # And what gRPC takes, and the sender was late: other tests run beside this one.
-        assert whole.percentile(q) < 1.05 * expected + LAG_OF_A_TEST + found.lag
+        # And what gRPC takes, and as late as the sender was are its receiver, the server and what
+        # the server's sleep wakes: other tests run beside this one.
+        assert whole.percentile(q) < 1.05 * expected + LAG_OF_A_TEST + 4 * found.lag
         assert whole.percentile(q) > 0.95 * expected
 
 

@@ -8,10 +8,17 @@ from pathlib import Path
 
 import pytest
 
+from pipeline import inference_graph
 from pipeline.errors import PipelineError
-from pipeline.graph_benchmark import compare, inputs
+from pipeline.graph_benchmark import compare, inputs, tensorflow_worker
 from pipeline.training_benchmark.compare import measure
 from pipeline.training_benchmark.report import Result, Row
+
+
+def test_no_bias_is_dropped_as_a_fresh_networks_would_be():
+    folded = inference_graph.fold(tensorflow_worker.network())
+    assert len(folded) == 57
+    assert all(convolution.bias.all() for convolution in folded.values())
 
 
 @pytest.mark.slow
