@@ -7,12 +7,13 @@ folder. Fashion-MNIST takes some ten seconds on two cores.
 """
 
 import json
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
-from pipeline import dataset, files, learner, metrics, pictures
+from pipeline import dataset, files, learner, metrics, pictures, weights
 from pipeline.dataset import Dataset
 from pipeline.errors import PipelineError
 from pipeline.metrics import Metrics
@@ -42,14 +43,30 @@ def evaluate(run: Run, data: Dataset) -> Metrics:
 
 def accuracy(run: Run, data: Dataset) -> float:
     """What `evaluate` found on these data, or finds; on others than the run's nothing is kept."""
-    own = run.config.dataset
-    if run.evaluation.exists():
-        found = json.loads(run.evaluation.read_text())
-        if (found.get("dataset", own), found["images"]) == (data.name, data.test.size):
-            return found["accuracy"]
-    elif data.name == own:
-        return evaluate(run, data).accuracy
+    own, found = run.config.dataset, recorded(run)
+    if found is None:
+        if data.name == own:
+            return evaluate(run, data).accuracy
+    elif (found.get("dataset", own), found["images"]) == (data.name, data.test.size):
+        return found["accuracy"]
     return measure(run, data)[0].accuracy
+
+
+def recorded(run: Run) -> dict[str, Any] | None:
+    """What `evaluate` wrote into the run folder; None if nothing.
+
+    Raises:
+        PipelineError: it cannot be read.
+    """
+    try:
+        found = json.loads(run.evaluation.read_text())
+        return {**found, "images": int(found["images"]), "accuracy": float(found["accuracy"])}
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError) as error:
+        raise PipelineError(
+            f"{run.evaluation} is broken ({error}): evaluate the run again"
+        ) from error
 
 
 def measure(run: Run, data: Dataset) -> tuple[Metrics, np.ndarray]:
@@ -72,6 +89,6 @@ def measure(run: Run, data: Dataset) -> tuple[Metrics, np.ndarray]:
 def load_network(run: Run) -> keras.Model:
     """A run's network in float32: uint8 [N,S,S,3] to `logits` [N,C] and `embedding` [N,1024]."""
     network = learner.build(run.config, len(run.class_names))
-    network.load_weights(str(run.weights))
+    weights.load(network, run)
     outputs = {name: network.output[name] for name in ("logits", "embedding")}
     return keras.Model(network.input, outputs, name="googlenet")

@@ -36,7 +36,7 @@ from tensorflow_serving.apis import (
 from pipeline import dataset, evaluate, files, inference_graph, metrics, preprocessing
 from pipeline.config import MODEL_NAME
 from pipeline.dataset import Dataset
-from pipeline.errors import PipelineError, choice
+from pipeline.errors import PipelineError, choice, reason
 from pipeline.inference_graph import Graph
 from pipeline.run import Run
 
@@ -209,7 +209,10 @@ def save(graph: Graph, class_names: tuple[str, ...], size: int, folder: Path) ->
         "classify": servable.classify,
         "embed": servable.embed,
     }
-    tf.saved_model.save(servable, str(folder), signatures=signatures)
+    try:
+        tf.saved_model.save(servable, str(folder), signatures=signatures)
+    except tf.errors.OpError as error:  # a full disk
+        raise PipelineError(f"cannot write {folder}: {reason(error)}") from error
     _name_classify_method(folder)
     (folder / EXTRA).mkdir()
     _write_warm_up(folder / EXTRA / "tf_serving_warmup_requests")
@@ -260,7 +263,7 @@ def _manifest(
     run: Run, folder: Path, precision: str, check: dict[str, object] | None
 ) -> dict[str, object]:
     """What is in the folder, and where it comes from."""
-    metrics = json.loads(run.evaluation.read_text()) if run.evaluation.exists() else None
+    metrics = evaluate.recorded(run)
     return {
         "model": MODEL_NAME,
         "run": run.path.name,

@@ -62,7 +62,12 @@ def write(store: Repository, served: Served) -> None:
     """Replace models.config; other models in it stay as they are."""
     message = _message(store)
     config = _model(message)
-    config.base_path = store.base_path
+    try:
+        config.base_path = store.base_path
+    except UnicodeEncodeError as error:
+        raise PipelineError(
+            f"{store.place!r} is not in UTF-8, as paths in {CONFIG} are: rename it"
+        ) from error
     config.model_platform = "tensorflow"
     config.model_version_policy.Clear()
     config.model_version_policy.specific.versions.extend(served.versions)
@@ -77,12 +82,10 @@ def read_history(store: Repository) -> list[int]:
     Raises:
         PipelineError: history.json cannot be read.
     """
-    text = store.read(HISTORY)
-    if text is None:
-        return []
     try:
-        return [int(version) for version in json.loads(text)["stable"]]
-    except (ValueError, KeyError, TypeError) as error:
+        text = store.read(HISTORY)
+        return [int(version) for version in json.loads(text)["stable"]] if text is not None else []
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise PipelineError(
             f"{store.place}/{HISTORY} is broken ({error}): mend or remove it"
         ) from error

@@ -90,7 +90,7 @@ class ObjectStore:
     @_translating
     def fetch(self, version: int, folder: Path) -> None:
         base = self._version_path(version)
-        for place, _, names in tf.io.gfile.walk(base):
+        for place, _, names in tf.io.gfile.walk(base, onerror=_raise):
             below = folder / place.removeprefix(base).strip("/")
             below.mkdir(parents=True, exist_ok=True)
             for name in names:
@@ -132,7 +132,11 @@ class ObjectStore:
             names = self._names()
             number = max([*numbers(names), *_claimed(names), 0]) + 1
             claim = self._write_claim(number)
-            others = set(self._names()) - {claim.rpartition("/")[2]}
+            seen, own = set(self._names()), claim.rpartition("/")[2]
+            if own not in seen:
+                tf.io.gfile.remove(claim)
+                raise PipelineError(f"{self.base_path} cannot be listed: publish again")
+            others = seen - {own}
             if number not in {*numbers(others), *_claimed(others)}:
                 return number, claim
             tf.io.gfile.remove(claim)
@@ -183,7 +187,10 @@ class ObjectStore:
     def _names(self) -> list[str]:
         try:
             return [name.rstrip("/") for name in tf.io.gfile.listdir(self.base_path)]
-        except tf.errors.NotFoundError:
+        except tf.errors.NotFoundError as error:
+            # `listdir` says so too where the store could not be asked; `exists` says that it could.
+            if tf.io.gfile.exists(self.base_path):
+                raise PipelineError(f"{self.base_path} cannot be listed: try again") from error
             return []
 
     def _put(self, path: str, data: bytes) -> None:
@@ -197,6 +204,10 @@ class ObjectStore:
 
     def _digest(self, path: str) -> str:
         return hashlib.sha256(self._bytes(path)).hexdigest()
+
+
+def _raise(error: tf.errors.OpError) -> None:
+    raise error
 
 
 def _claimed(names: Iterable[str]) -> list[int]:

@@ -6,16 +6,16 @@
 Servers follow models.config if they run with `--model_config_file=models/models.config` and
 `--model_config_file_poll_wait_seconds=1`. They refuse a label for a version that they have not
 loaded, and all of the file with it; so the file first says to load the version, with the labels as
-the server at --address has them, and names the label once it has loaded it. A server of this model
-needs some seconds for that. If it cannot, the file is put back. Without --address both are written
-at once, which suits servers that are started later, with
+the server at --address has or can have them, and names the label once it has loaded it. A server of
+this model needs some seconds for that. If it cannot, the file is put back. Without --address both
+are written at once, which suits servers that are started later, with
 `--allow_version_labels_for_unavailable_models`.
 """
 
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tfs_client import (
@@ -30,7 +30,7 @@ from tfs_client import (
 from pipeline import labels
 from pipeline.config import MODEL_NAME
 from pipeline.errors import PipelineError, choice
-from pipeline.labels import CONFIG
+from pipeline.labels import CONFIG, Served
 from pipeline.repository import Repository, nothing_published, open_repository
 
 WAIT_SECONDS = 300.0
@@ -119,7 +119,7 @@ def _move(
         return
     try:
         with _Server(address, wait_seconds) as server, _undone(store):
-            current = dataclasses.replace(served, labels=server.labels(served.labels))
+            current = dataclasses.replace(served, labels=server.labels(served))
             needed = {*current.labels.values(), *moved.labels.values()}
             labels.write(store, current.loading(*needed))
             server.wait_for_version(version)
@@ -183,12 +183,32 @@ class _Server:
     def __exit__(self, *_: object) -> None:
         self._client.close()
 
-    def labels(self, known: Iterable[str]) -> dict[str, int]:
-        """What labels stand for on the server, without those that it does not know."""
-        found = {}
-        for label in known:
+    def labels(self, served: Served) -> dict[str, int]:
+        """The labels of models.config that the server would not refuse.
+
+        They stand for what they do on the server. One that it does not know stays as it is in the
+        file, which other servers follow too, if its version is there.
+
+        Raises:
+            PipelineError: the server has none of the versions; without labels in the file all
+                others would lose theirs for one that does not follow it.
+        """
+        states = {}
+        with contextlib.suppress(NotFoundError):
+            states = {status.version: status.state for status in self._client.status()}
+        found = {
+            label: version
+            for label, version in served.labels.items()
+            if states.get(version) == "AVAILABLE"
+        }
+        for label in served.labels:
             with contextlib.suppress(InvalidRequestError, NotFoundError):
                 found[label] = self._client.metadata(version_label=label).version
+        if served.labels and not found and not states.keys() & set(served.versions):
+            raise PipelineError(
+                f"{self._address} has none of the versions that {CONFIG} names: give the address "
+                "of a server that follows it"
+            )
         return found
 
     def wait_for_version(self, version: int, needed: bool = True) -> None:

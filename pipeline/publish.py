@@ -10,7 +10,7 @@ import json
 import time
 from pathlib import Path
 
-from pipeline import files
+from pipeline import files, labels
 from pipeline.config import MODEL_NAME
 from pipeline.errors import PipelineError
 from pipeline.repository import compare, open_repository
@@ -30,23 +30,24 @@ def publish(run: Run, repository: Path | str, force: bool | str = False) -> int:
 
     Raises:
         PipelineError: there is no export, its files are not those of its manifest, or the gate
-            refuses it.
+            refuses it, or compared it with another version than the one that is stable there.
     """
     sums = check(run.export)
     verdict, refusal = judge(run, sums[MANIFEST])
-    if refusal and not force:
-        raise PipelineError(f"{refusal}; to publish it all the same, give --force (FORCE=1)")
-    publication = {
-        "published": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "forced": bool(refusal),
-        "verdict": verdict,
-        **({"refusal": refusal} if refusal else {}),
-        **({"force_reason": force} if refusal and isinstance(force, str) else {}),
-    }
+    _refuse(refusal, force)
     try:
         store = open_repository(repository)
         store.create()
         with store.changing():
+            refusal = refusal or _overtaken(run, verdict, labels.read(store).labels.get("stable"))
+            _refuse(refusal, force)
+            publication = {
+                "published": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                "forced": bool(refusal),
+                "verdict": verdict,
+                **({"refusal": refusal} if refusal else {}),
+                **({"force_reason": force} if refusal and isinstance(force, str) else {}),
+            }
             extra = {PUBLICATION: json.dumps(publication, indent=2) + "\n"}
             version = store.add(run.export, sums, extra)
     except OSError as error:
@@ -54,6 +55,11 @@ def publish(run: Run, repository: Path | str, force: bool | str = False) -> int:
         raise PipelineError(f"cannot publish into {repository}: {why}") from error
     print(f"published {repository}/{MODEL_NAME}/{version}{' by force' if refusal else ''}")
     return version
+
+
+def _refuse(refusal: str | None, force: bool | str) -> None:
+    if refusal and not force:
+        raise PipelineError(f"{refusal}; to publish it all the same, give --force (FORCE=1)")
 
 
 def check(folder: Path) -> dict[str, str]:
@@ -93,3 +99,15 @@ def judge(run: Run, manifest_sha256: str) -> tuple[dict | None, str | None]:
     if not blessed:
         return verdict, f"the gate refuses {run.export}: {'; '.join(reasons) or 'no reason given'}"
     return verdict, None
+
+
+def _overtaken(run: Run, verdict: dict | None, stable: int | None) -> str | None:
+    """Why a verdict is no longer one, if so: another version is stable than it compared with."""
+    baseline = verdict.get("baseline") if verdict else None
+    if stable in (None, baseline):
+        return None
+    beside = f"version {baseline}" if baseline else "no stable version"
+    return (
+        f"{run.validation} compares with {beside}, and version {stable} is stable: validate the "
+        "run again"
+    )

@@ -15,6 +15,7 @@ import contextlib
 import fcntl
 import os
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -99,7 +100,11 @@ def local_folder(place: Path | str) -> Path | None:
     if "://" not in str(place):
         return Path(place)
     address = urlparse(str(place))
-    return Path(unquote(address.path)) if address.scheme == "file" else None
+    if address.scheme != "file":
+        return None
+    if address.netloc not in ("", "localhost") or address.query or address.fragment:
+        raise PipelineError(f"repository {place}: write file:///path, or the path alone")
+    return Path(unquote(address.path))
 
 
 class LocalRepository:
@@ -138,12 +143,14 @@ class LocalRepository:
         try:
             staged = staging / "version"
             shutil.copytree(exported, staged)
+            _make_writable(staged)
             for name, text in extra.items():
                 (staged / name).write_text(text)
             files.sync_tree(staged)
             compare(sums, files.checksums(staged), extra, staged)
             version = self._rename_to_next(staged)
         finally:
+            _make_writable(staging)
             shutil.rmtree(staging, ignore_errors=True)
         files.sync(self._base)
         return version
@@ -153,6 +160,7 @@ class LocalRepository:
 
     def remove(self, version: int) -> None:
         aside = Path(tempfile.mkdtemp(prefix=_REMOVED, dir=self._base))
+        _make_writable(self._base / str(version))
         (self._base / str(version)).rename(aside / str(version))
         files.sync(self._base)
         shutil.rmtree(aside)
@@ -190,6 +198,7 @@ class LocalRepository:
         """Nobody else is changing anything now, so what lies aside is a killed process's."""
         for prefix in (_STAGING, _REMOVED):
             for path in self._base.glob(f"{prefix}*"):
+                _make_writable(path)
                 shutil.rmtree(path)
         for path in self._root.glob(f"{files.PARTIAL}*"):
             shutil.rmtree(path)
@@ -207,6 +216,13 @@ class LocalRepository:
                 version += 1
 
 
+def _make_writable(folder: Path) -> None:
+    """So that it can be renamed and deleted: a copy of a read-only export is read-only too."""
+    for place, _, _ in os.walk(folder):
+        with contextlib.suppress(PermissionError):  # somebody else's: renaming it says so
+            os.chmod(place, os.stat(place).st_mode | stat.S_IRWXU)
+
+
 def nothing_published(place: str) -> PipelineError:
     """The error for a repository without versions."""
     return PipelineError(f"no model is published in {place}/: run `make train export`")
@@ -214,7 +230,8 @@ def nothing_published(place: str) -> PipelineError:
 
 def numbers(names: Iterable[str]) -> list[int]:
     """The numbers among the names of files, ascending."""
-    return sorted(int(name) for name in names if name.isascii() and name.isdigit())
+    found = (int(name) for name in names if name.isascii() and name.isdigit())
+    return sorted(number for number in found if number < 2**63)  # servers count with 64 bits
 
 
 def compare(

@@ -71,14 +71,15 @@ def prune(repository: Path | str, keep: int) -> list[int]:
 def _row(store: Repository, served: Served, version: int) -> tuple[str, ...]:
     manifest = _json(store, version, MANIFEST)
     publication = _json(store, version, PUBLICATION)
-    accuracy = (manifest.get("metrics") or {}).get("accuracy")
-    forced = {True: "forced", False: "blessed"}.get(publication.get("forced"), "")  # type: ignore[arg-type]
+    metrics = manifest.get("metrics")
+    accuracy = metrics.get("accuracy") if isinstance(metrics, dict) else None
+    forced = publication.get("forced")
     return (
         str(version),
         ", ".join(served.of(version)),
-        "" if accuracy is None else f"{accuracy:.4f}",
+        f"{accuracy:.4f}" if isinstance(accuracy, float | int) else "",
         str(manifest.get("precision", "")),
-        forced,
+        "forced" if forced is True else "blessed" if forced is False else "",
         _age(publication.get("published") or manifest.get("exported")),
     )
 
@@ -92,10 +93,10 @@ def _json(store: Repository, version: int, name: str) -> dict:
     return value if isinstance(value, dict) else {}
 
 
-def _age(since: str | None) -> str:
+def _age(since: object) -> str:
     """How long ago, in the largest unit of which there is one."""
     try:
-        then = calendar.timegm(time.strptime(since or "", "%Y-%m-%dT%H:%M:%SZ"))
+        then = calendar.timegm(time.strptime(str(since), "%Y-%m-%dT%H:%M:%SZ"))
     except ValueError:
         return ""
     seconds = max(0, int(time.time()) - then)

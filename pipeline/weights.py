@@ -211,6 +211,20 @@ def their_shape(tensor: Tensor, ours: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(ours[i] for i in np.argsort(tensor.axes))
 
 
+def load(network: keras.Model, run: Run) -> None:
+    """Give a network a run's weights.
+
+    Raises:
+        PipelineError: there are none, or they are another network's.
+    """
+    try:
+        network.load_weights(str(run.weights))
+    except (OSError, ValueError, KeyError) as error:
+        raise PipelineError(
+            f"{run.weights} does not fit its run ({reason(error)}): train again"
+        ) from error
+
+
 class _Start(NamedTuple):
     network: keras.Model
     recipe: Config
@@ -220,12 +234,7 @@ class _Start(NamedTuple):
 def _run(path: Path) -> _Start:
     saved = run.load(path)
     network = _build(saved.config, len(saved.class_names))
-    try:
-        network.load_weights(str(saved.weights))
-    except (OSError, ValueError, KeyError) as error:
-        raise PipelineError(
-            f"{saved.weights} does not fit its run ({reason(error)}): train again"
-        ) from error
+    load(network, saved)
     return _Start(network, saved.config, saved.class_names)
 
 

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import numpy as np
@@ -20,6 +21,22 @@ def test_results_are_left_in_the_run_folder(run, data):
 
 def test_three_colours_are_learnt(run):
     assert json.loads(run.evaluation.read_text())["accuracy"] >= 2 / 3
+
+
+@pytest.mark.parametrize("text", ["", "[1]", "{}", '{"images": "many", "accuracy": 1}'])
+def test_a_record_that_cannot_be_read_is_named(run, tmp_path, text):
+    broken = dataclasses.replace(run, path=tmp_path)
+    assert evaluate.recorded(broken) is None
+    broken.evaluation.write_text(text)
+    with pytest.raises(PipelineError, match=r"evaluation\.json is broken .*: evaluate"):
+        evaluate.recorded(broken)
+
+
+def test_weights_that_are_none_are_named(run, tmp_path):
+    broken = dataclasses.replace(run, path=tmp_path)
+    broken.weights.write_bytes(run.weights.read_bytes()[:1000])
+    with pytest.raises(PipelineError, match=r"weights\.h5 does not fit its run .*: train again"):
+        evaluate.load_network(broken)
 
 
 def test_other_classes_are_refused(run, image_folder, tmp_path):

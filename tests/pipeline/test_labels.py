@@ -35,9 +35,11 @@ def test_a_file_that_cannot_be_read_is_named_and_left(store, tmp_path):
     assert (tmp_path / "models.config").read_text() == "model_config_list {"
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"stable": ["x"]}'])
+@pytest.mark.parametrize(
+    "text", [b"{", b"[]", b"{}", b'{"stable": ["x"]}', b'["\xff"]', b'{"stable": [1e999]}']
+)
 def test_a_history_that_cannot_be_read_is_named(store, tmp_path, text):
-    (tmp_path / "history.json").write_text(text)
+    (tmp_path / "history.json").write_bytes(text)
     with pytest.raises(PipelineError, match=r"history\.json is broken"):
         labels.read_history(store)
 

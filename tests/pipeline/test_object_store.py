@@ -72,6 +72,34 @@ def test_a_version_is_one_once_it_is_complete(run, place):
     assert sorted(tf.io.gfile.listdir(base)) == [".claim-3-9999999999-b", "1", "3", "4"]
 
 
+@pytest.mark.parametrize("fails", ["always", "after a claim"])
+def test_a_listing_that_fails_is_no_empty_repository(run, place, tmp_path, monkeypatch, fails):
+    """`listdir` calls it not found where a store cannot be asked."""
+    publish.publish(run, place, force=True)
+    store, listdir, listed = ObjectStore(place), tf.io.gfile.listdir, []
+
+    def broken(path):
+        listed.append(path)
+        if fails == "always":
+            raise tf.errors.NotFoundError(None, None, "Could not find directory")
+        return [name for name in listdir(path) if not name.startswith(".claim")]
+
+    monkeypatch.setattr(tf.io.gfile, "listdir", broken)
+    with pytest.raises(PipelineError, match="/googlenet cannot be listed"):
+        publish.publish(run, place, force=True)
+    assert listed
+    monkeypatch.undo()
+    assert store.versions() == [1]
+    store.fetch(1, tmp_path / "version")
+    assert publish.check(tmp_path / "version") == publish.check(run.export)
+    assert listdir(f"{place}/googlenet") == ["1"]
+
+
+def test_what_cannot_be_fetched_is_said(place, tmp_path):
+    with pytest.raises(PipelineError, match="googlenet/1"):
+        ObjectStore(place).fetch(1, tmp_path / "version")
+
+
 def test_a_copy_that_is_not_the_export_is_refused(run, place):
     store = ObjectStore(place)
     store.create()

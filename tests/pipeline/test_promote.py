@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent import futures
 from pathlib import Path
 
 import grpc
@@ -120,6 +121,31 @@ def test_a_server_that_does_not_follow_is_named(models, address, tmp_path):
         with pytest.raises(PipelineError, match="label canary at version 1 after 0 s: Unrecog"):
             promote.promote(models, 1, "canary", other, 0)
     assert (models / "models.config").read_text() == before
+
+
+def test_a_server_of_other_versions_takes_no_labels_away(models, address, tmp_path):
+    before = (models / "models.config").read_text()
+    shutil.copytree(models / "googlenet" / "1", tmp_path / "googlenet" / "7")
+    with (
+        serving(f"--model_base_path={tmp_path}/googlenet", "--model_name=googlenet") as other,
+        pytest.raises(PipelineError, match=r"has none of the versions that models\.config names"),
+    ):
+        promote.promote(models, 2, "canary", other, 0)
+    assert (models / "models.config").read_text() == before
+
+
+def test_labels_stay_while_a_server_that_lacks_them_is_waited_for(models, address, tmp_path):
+    """Those whose version it has: others follow the file."""
+    shutil.copytree(models / "googlenet" / "1", tmp_path / "googlenet" / "1")
+    with (
+        serving(f"--model_base_path={tmp_path}/googlenet", "--model_name=googlenet") as other,
+        futures.ThreadPoolExecutor(1) as pool,
+    ):
+        promotion = pool.submit(promote.promote, models, 2, "canary", other, 4)
+        while not promotion.done():
+            assert ask(address, "stable") == (1, 2)
+        with pytest.raises(PipelineError, match="version 2 AVAILABLE after 4 s: not asked for"):
+            promotion.result()
 
 
 def test_no_server_no_change(models, address):

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from pipeline import publish
+from pipeline import promote, publish
 from pipeline.errors import PipelineError
 from tests.pipeline import exports
 
@@ -65,6 +65,29 @@ def test_what_the_gate_refuses_is_published_by_force_alone(run, tmp_path, verdic
     assert recorded["force_reason"] == "shown to the team"
     publish.publish(run, models, force=True)
     assert "force_reason" not in publication(models, 2)
+
+
+def test_a_verdict_is_one_beside_the_version_that_is_stable(run, tmp_path):
+    exports.validate(run, baseline=None)
+    publish.publish(run, tmp_path)
+    promote.promote(tmp_path, 1, "stable")
+    with pytest.raises(PipelineError, match="with no stable version, and version 1 is stable: val"):
+        publish.publish(run, tmp_path)
+    exports.validate(run, baseline=1)
+    assert publish.publish(run, tmp_path) == 2
+    promote.promote(tmp_path, 2, "stable")
+    publish.publish(run, tmp_path, force=True)
+    words = "compares with version 1, and version 2 is stable"
+    assert words in publication(tmp_path, 3)["refusal"]
+
+
+def test_a_copy_of_a_read_only_export_can_be_deleted(run, tmp_path):
+    for place in (run.export, *run.export.rglob("*/")):
+        place.chmod(0o555)
+    publish.publish(run, tmp_path / "models", force=True)
+    version = tmp_path / "models" / "googlenet" / "1"
+    modes = {place.stat().st_mode & 0o777 for place in (version, *version.rglob("*/"))}
+    assert modes == {0o755}
 
 
 def test_a_copy_that_fails_leaves_nothing(run, tmp_path, monkeypatch):

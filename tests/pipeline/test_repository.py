@@ -131,3 +131,10 @@ def test_places(tmp_path):
         assert store.base_path == f"{tmp_path}/googlenet"
         assert repository.local_folder(place) == tmp_path
     assert repository.open_repository("ram://models").base_path == "ram://models/googlenet"
+    for place in ("file://models", "file://models/a", "file:///models#1"):
+        with pytest.raises(PipelineError, match="write file:///path"):
+            repository.open_repository(place)
+
+
+def test_numbers_are_those_of_a_server():
+    assert repository.numbers(["2", "1", "x", "-1", "٣", str(2**63), "0"]) == [0, 1, 2]

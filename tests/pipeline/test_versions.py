@@ -32,6 +32,14 @@ def test_the_table_says_what_is_known(models):
     assert re.fullmatch(r"\d+ s", rows[2][2])
 
 
+@pytest.mark.parametrize("metrics", [[1], {"accuracy": "0.91"}, 5])
+def test_a_record_of_something_else_hides_no_other(models, metrics):
+    folder = models / "googlenet" / "5" / "assets.extra"
+    files.write_json(folder / "manifest.json", {"metrics": metrics, "precision": [1]})
+    files.write_json(folder / "publication.json", {"published": 5, "forced": []})
+    assert "canary" in versions.table(models)
+
+
 @pytest.mark.parametrize(
     ("since", "age"),
     [("2020-01-01T00:00:00Z", r"\d{4,} d"), ("2999-01-01T00:00:00Z", "0 s"), ("soon", "")],

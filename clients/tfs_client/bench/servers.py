@@ -47,7 +47,7 @@ def running(
         StartError: it cannot be run, it ends, or the model is not available in time; with its last
             line.
     """
-    with tempfile.TemporaryFile("w+") as output, contextlib.ExitStack() as stack:
+    with tempfile.TemporaryFile("w+", errors="replace") as output, contextlib.ExitStack() as stack:
         try:
             with _on_cores(cores):
                 started = session(words, stdout=output, stderr=output, text=True)
