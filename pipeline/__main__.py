@@ -1,6 +1,7 @@
 """The pipeline's command line: one sub-command per stage; parses and calls, nothing else."""
 
 import argparse
+import math
 import os
 import signal
 import sys
@@ -203,6 +204,14 @@ def demo(options: Namespace) -> None:
     demo.demo(options.data_dir, options.mirror, options.runs, _folder(options.repository))
 
 
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 <= seconds < math.inf:
+        raise ValueError
+    return seconds
+
+
+_seconds.__name__ = "number of seconds"  # what argparse calls it
 OPTIONS: dict[str, dict[str, Any]] = {
     "--dataset": {"help": "TFDS name, or folder/<class>/*.jpg"},
     "--data-dir": {"type": Path, "default": Path("data"), "help": "where data sets are kept"},
@@ -222,9 +231,14 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "--seed": {"type": int, "help": "of weights, order and augmentation"},
     "--weights": {"type": Path, "help": "a checkpoint of torchvision's googlenet, .pth"},
     "--classes": {"type": Path, "help": "file with a class name per line, for --weights"},
-    "--checkpoint-seconds": {"type": float, "default": 300.0, "help": "between checkpoints"},
+    "--sync-batch-norm": {
+        "action": "store_true",
+        "default": None,
+        "help": "take batch statistics over all replicas, not each its own",
+    },
+    "--checkpoint-seconds": {"type": _seconds, "default": 300.0, "help": "between checkpoints"},
     "--wait-seconds": {
-        "type": float,
+        "type": _seconds,
         "default": 300.0,
         "help": "longest wait for a worker or a server",
     },
@@ -280,7 +294,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 _DATA = ("--dataset", "--data-dir", "--mirror")
 _RECIPE = (
     *("--epochs", "--batch-size", "--learning-rate", "--holdout", "--variant", "--init-from"),
-    *("--freeze", "--precision", "--strategy", "--seed"),
+    *("--freeze", "--precision", "--strategy", "--sync-batch-norm", "--seed"),
 )
 STAGES = {
     data: _DATA,

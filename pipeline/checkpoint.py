@@ -66,12 +66,18 @@ def restore(state: tf.train.Checkpoint, folder: Path) -> int:
             f"checkpoint {newest} cannot be read: it is of another network, or of another version "
             "of this program: start another run"
         ) from error
-    except (tf.errors.OpError, ValueError) as error:
+    except (tf.errors.OpError, ValueError, IndexError) as error:  # that one if it was cut short
         raise PipelineError(
             f"checkpoint {newest} cannot be read ({reason(error)}): remove it to go on from the "
             "one before"
         ) from error
     return known[-1]
+
+
+def clear(folder: Path) -> None:
+    """Remove what a killed process was writing."""
+    for path in folder.glob(f"{files.PARTIAL}*"):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def discard(folder: Path) -> None:

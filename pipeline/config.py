@@ -110,6 +110,11 @@ class Config:
             ("seed", 0, 2**31 - 1),
         ):
             self._check(what, low, high)
+        if self.freeze and not self.init_from:
+            raise PipelineError(
+                f"freeze is {self.freeze}, but there is nothing learnt to keep: name weights to "
+                "start from (--init-from), or leave it out"
+            )
         if self.dropout is not None:
             self._check("dropout", 0.0, 0.9)
         if self.early_size:

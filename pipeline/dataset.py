@@ -29,6 +29,15 @@ from pipeline.preprocessing import Window
 
 DEFAULT_DATA_DIR = Path("data")
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".gif", ".bmp"}
+# What TensorFlow says of files that went, changed or were cut short after they had been listed.
+UNREADABLE = (
+    tf.errors.NotFoundError,
+    tf.errors.InvalidArgumentError,
+    tf.errors.PermissionDeniedError,
+    tf.errors.FailedPreconditionError,
+    tf.errors.DataLossError,
+    tf.errors.OutOfRangeError,
+)
 TEST_SHARE = 0.1  # of a folder's images; TFDS data sets bring their own test split
 
 
@@ -291,19 +300,23 @@ def _decoding_error(path: Path) -> str | None:
 
 
 def _held_out(paths: list[Path]) -> set[Path]:
-    """A tenth of a class, at least one image; chosen by the names, so the same every time."""
-    by_hash = sorted(paths, key=lambda path: _hash(path.name))
-    return set(by_hash[: max(1, round(TEST_SHARE * len(paths)))])
+    """About a tenth of a class, at least one image and never all.
+
+    Each is chosen by its own name: where the folder grows, none that was trained on becomes a test.
+    """
+    by_hash = sorted(paths, key=_hash)
+    chosen = sum(_hash(path) < int(TEST_SHARE * 2**256).to_bytes(32, "big") for path in paths)
+    return set(by_hash[: min(max(1, chosen), len(paths) - 1)])
 
 
-def _hash(name: str) -> bytes:
-    return hashlib.sha256(name.encode()).digest()
+def _hash(path: Path) -> bytes:
+    """By class and name, so that a folder trains the same wherever it lies."""
+    return hashlib.sha256("/".join(path.parts[-2:]).encode()).digest()
 
 
 def _listed(files: list[tuple[str, int]]) -> Split:
     # Files are read class by class otherwise, which a shuffle buffer smaller than the set shows.
-    # By class and name, so that a folder trains the same wherever it lies.
-    files = sorted(files, key=lambda file: _hash("/".join(Path(file[0]).parts[-2:])))
+    files = sorted(files, key=lambda file: _hash(Path(file[0])))
     paths, labels = zip(*files, strict=True)
     records = tf.data.Dataset.from_tensor_slices((list(paths), tf.constant(labels, tf.int64)))
 

@@ -15,7 +15,7 @@ import tf_keras as keras
 
 from pipeline import dataset, files, learner, metrics, pictures, weights
 from pipeline.dataset import Dataset
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, reason
 from pipeline.metrics import Metrics
 from pipeline.run import Run
 
@@ -83,7 +83,12 @@ def measure(run: Run, data: Dataset) -> tuple[Metrics, np.ndarray]:
     network = load_network(run)
     predict = tf.function(lambda pixels: network(pixels, training=False)["logits"])
     batches = dataset.batches(data.test, run.config.image_size)
-    return metrics.measure(predict, batches, data.test.size, data.class_names)
+    try:
+        return metrics.measure(predict, batches, data.test.size, data.class_names)
+    except dataset.UNREADABLE as error:
+        raise PipelineError(
+            f"test data of {data.name} cannot be read any more ({reason(error)}): mend that"
+        ) from error
 
 
 def load_network(run: Run) -> keras.Model:

@@ -1,6 +1,7 @@
 """Pictures of results, as PNG."""
 
 import io
+import warnings
 
 import numpy as np
 
@@ -27,5 +28,7 @@ def confusion(counts: list[list[int]], class_names: tuple[str, ...]) -> bytes:
                 colour = "white" if shares[row, column] > 0.5 else "black"
                 axes.text(column, row, str(count), ha="center", va="center", color=colour)
     file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=80)
+    with warnings.catch_warnings():  # letters that the font lacks, names longer than the picture
+        warnings.simplefilter("ignore", UserWarning)
+        figure.savefig(file, format="png", dpi=80)
     return file.getvalue()

@@ -13,7 +13,7 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from pipeline import files, pictures
-from pipeline.errors import reason
+from pipeline.errors import PipelineError, reason
 from pipeline.metrics import Metrics
 from pipeline.run import Run
 
@@ -44,10 +44,10 @@ class Progress:
             unit=" images",
             disable=None if shown else True,
         )
-        folder = str(run.path / "tensorboard")
-        self._board = (
-            tf.summary.create_file_writer(folder) if shown else tf.summary.create_noop_writer()
-        )
+        self._board = tf.summary.create_noop_writer()
+        if shown:
+            with self._writing("tensorboard"):
+                self._board = tf.summary.create_file_writer(str(run.path / "tensorboard"))
         self._rows = _rows_until(run.history, step) if shown else []
         # Of the part of an epoch that this process has seen.
         self._first_step, self._started, self._ended = step, time.monotonic(), time.monotonic()
@@ -96,6 +96,9 @@ class Progress:
         with self._writing("tensorboard"):
             self._board.close()
         if not self._shown:
+            return
+        if not self._rows:  # history.csv is gone, and no epoch was left to train
+            print(f"trained: {self._run.path}", flush=True)
             return
         row = self._rows[-1]
         images = self._steps_per_epoch * self._run.config.batch_size
@@ -146,9 +149,15 @@ def _accuracy(row: dict[str, float]) -> str:
 def _rows_until(history: Path, step: int) -> list[dict[str, float]]:
     if not history.exists():
         return []
-    with history.open() as file:
-        rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
-    return [row for row in rows if row["step"] <= step]
+    try:
+        with history.open() as file:
+            rows = [
+                {name: int(text) if text.isdecimal() else float(text) for name, text in row.items()}
+                for row in csv.DictReader(file)
+            ]
+        return [row for row in rows if row["step"] <= step]
+    except (ValueError, KeyError, AttributeError) as error:
+        raise PipelineError(f"{history} is broken ({error}): mend or remove it") from error
 
 
 def _write_rows(path: Path, rows: list[dict[str, float]]) -> None:

@@ -162,6 +162,7 @@ def _cluster() -> tuple[list[str], int]:
         workers, index = cluster["cluster"]["worker"], cluster["task"]["index"]
         known = cluster["task"]["type"] == "worker" and 0 <= index < len(workers)
         ports = [int(worker.rpartition(":")[2]) for worker in workers]
+        known &= all(0 < port < 65536 for port in ports)
     except (ValueError, KeyError, TypeError, AttributeError):
         known = False
     if not known or not ports:

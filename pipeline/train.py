@@ -93,7 +93,10 @@ def train(
     # Not 0, beside which TensorFlow cannot shuffle by a seed that is a tensor.
     keras.utils.set_random_seed(recipe.seed or 2**31)
     training, held_out = dataset.hold_out(data.train, recipe.holdout)
-    source = feed.feed(training, recipe)
+    with _named_errors(run):
+        source = feed.feed(training, recipe)
+    if chief:
+        checkpoint.clear(run.checkpoints)
     init_from = "" if checkpoint.steps(run.checkpoints) else recipe.init_from
     learner = Learner(recipe, data.class_names, source.steps_per_epoch, strategy, init_from)
     done = checkpoint.restore(learner.state, run.checkpoints)
@@ -113,6 +116,8 @@ def train(
             progress.step(batch[0], loss, rate)
             if step % source.steps_per_epoch == 0:
                 measured = learner.measure(held_out) if held_out.size else None
+                if measured:
+                    _check_loss(measured.loss, step, rate)
                 progress.epoch(learner.take_means(), rate, measured)
             if stopping or saving:
                 with waiting:
@@ -244,7 +249,7 @@ def _named_errors(run: Run) -> Iterator[None]:
         raise PipelineError(
             f"out of memory at batch_size {run.config.batch_size}: choose a smaller --batch-size"
         ) from error
-    except (tf.errors.NotFoundError, tf.errors.InvalidArgumentError) as error:
+    except dataset.UNREADABLE as error:
         raise PipelineError(
             f"training data cannot be read any more ({reason(error)}): mend that and go on with "
             f"--run {run.path}"

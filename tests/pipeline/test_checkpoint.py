@@ -53,12 +53,20 @@ def test_a_state_that_cannot_be_written_is_read_all_the_same(tmp_path):
     assert reads == ["once"]
 
 
-def test_a_spoiled_one_is_named(tmp_path):
+@pytest.mark.parametrize("name", ["state.index", "state.data-00000-of-00001"])
+def test_a_spoiled_one_is_named(tmp_path, name):
     checkpoint.write(state(5.0), tmp_path, 5)
-    index = tmp_path / "5" / "state.index"
-    index.write_bytes(index.read_bytes()[:20])
+    spoiled = tmp_path / "5" / name
+    spoiled.write_bytes(spoiled.read_bytes()[: 20 if name.endswith("index") else 1])
     with pytest.raises(PipelineError, match=r"checkpoint .*/5 cannot be read .*remove it"):
         checkpoint.restore(state(0.0), tmp_path)
+
+
+def test_what_a_killed_process_was_writing_is_cleared_away(tmp_path):
+    checkpoint.write(state(5.0), tmp_path, 5)
+    (tmp_path / ".partial-x" / "6").mkdir(parents=True)
+    checkpoint.clear(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["5"]
 
 
 def test_one_of_another_network_is_named(tmp_path):

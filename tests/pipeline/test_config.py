@@ -65,3 +65,9 @@ def test_names_are_those_of_the_tables():
 def test_what_does_not_go_together_is_said(fields):
     with pytest.raises(PipelineError, match=r"early_size goes neither .* choose one"):
         config.from_preset("best", **fields)
+
+
+def test_nothing_is_kept_that_was_not_learnt():
+    with pytest.raises(PipelineError, match=r"freeze is 5b, but .* name weights"):
+        config.from_preset("finetune", freeze="5b")
+    assert config.from_preset("finetune", freeze="5b", init_from="a run").freeze == "5b"

@@ -65,9 +65,11 @@ def test_flags_come_back_and_means_start_anew_once_taken(data, image_folder):
 
 
 def test_frozen_stages_keep_their_weights_and_statistics(data, image_folder):
-    built = learn(data, recipe(image_folder, freeze="4a", epochs=1), 0)
+    built = learn(data, recipe(image_folder, freeze="4a", init_from="a run", epochs=1), 0)
     before = {layer.name: layer.get_weights() for layer in built.network.layers}
-    built = learn(data, recipe(image_folder, freeze="4a", epochs=1), 3, traced=False)
+    built = learn(
+        data, recipe(image_folder, freeze="4a", init_from="a run", epochs=1), 3, traced=False
+    )
     moved = {
         layer.name
         for layer in built.network.layers

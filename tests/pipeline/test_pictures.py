@@ -18,3 +18,8 @@ def test_a_confusion_matrix_is_a_picture_with_a_dark_diagonal(classes):
 
 def test_a_dollar_in_a_name_is_no_formula():
     assert pictures.confusion([[1, 0], [0, 1]], ("$_$", "b"))
+
+
+@pytest.mark.parametrize("name", ["猫", "x" * 250])
+def test_a_name_that_cannot_be_drawn_is_no_warning(name):
+    assert pictures.confusion([[1, 0], [0, 1]], (name, "b"))

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from pipeline import config, run
+from pipeline.errors import PipelineError
 from pipeline.metrics import Metrics
 from pipeline.progress import Progress
 
@@ -53,8 +54,29 @@ def test_an_epoch_is_a_row_and_a_line_and_the_last_line_sums_up(begun, capsys):
 def test_rows_after_the_checkpoint_are_forgotten(begun):
     steps(begun, 0, 4)
     again = steps(begun, 3, 6)  # the checkpoint was that of step 3
-    assert [row["epoch"] for row in rows(begun)] == ["1.0", "2", "3"]
+    assert [row["epoch"] for row in rows(begun)] == ["1", "2", "3"]
     again.finish()
+
+
+@pytest.mark.parametrize(
+    "text", ["epoch;step\n1;2\n", "epoch,step\n1,\n", "epoch,step\n1\n", "x\n1\n"]
+)
+def test_a_history_that_cannot_be_read_is_named(begun, text):
+    begun.history.write_text(text)
+    with pytest.raises(PipelineError, match=r"history\.csv is broken"):
+        steps(begun, 3, 4)
+
+
+def test_the_end_is_said_where_the_history_is_gone(begun, capsys):
+    steps(begun, 6, 6).finish()
+    assert capsys.readouterr().out == f"trained: {begun.path}\n"
+
+
+def test_a_board_that_cannot_be_written_stops_nothing(begun, capsys):
+    (begun.path / "tensorboard").write_text("a file")
+    steps(begun, 0, 2).finish()
+    assert "tensorboard could not be written" in capsys.readouterr().out
+    assert [row["epoch"] for row in rows(begun)] == ["1"]
 
 
 def test_who_is_not_shown_writes_nothing(begun, capsys):

@@ -179,7 +179,13 @@ def test_a_missing_tpu_is_said():
 
 @pytest.mark.parametrize(
     "value",
-    [None, "garbage", "{}", '{"cluster": {"worker": []}, "task": {"type": "worker", "index": 0}}'],
+    [
+        None,
+        "garbage",
+        "{}",
+        '{"cluster": {"worker": []}, "task": {"type": "worker", "index": 0}}',
+        '{"cluster": {"worker": ["a:99999"]}, "task": {"type": "worker", "index": 0}}',
+    ],
 )
 def test_a_cluster_that_is_none_is_said(value, monkeypatch):
     monkeypatch.delenv("TF_CONFIG", raising=False)

@@ -143,7 +143,7 @@ def test_what_has_ended_is_not_trained_again_and_its_recipe_stays(run, command):
 
 def test_other_data_under_a_begun_run_is_refused(data, recipe, tmp_path):
     runs.create(tmp_path, recipe, data.class_names, data.train.size + 1, tmp_path / "run")
-    with pytest.raises(PipelineError, match=r"has 42 training images .* was started with 43"):
+    with pytest.raises(PipelineError, match=r"training images .* was started with"):
         train.open_run(tmp_path / "run", tmp_path, recipe, data, strategy.start("one"))
 
 
