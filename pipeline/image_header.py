@@ -42,11 +42,15 @@ def pixels(image_bytes: tf.Tensor) -> tf.Tensor:
     )
 
 
-def scans(jpeg: tf.Tensor) -> tf.Tensor:
-    """Scans of a JPEG: string [] to int32 []; one too many for each thumbnail within it."""
+def scans(jpeg: tf.Tensor, most: int) -> tf.Tensor:
+    """Scans of a JPEG, counted up to `most`: string [] to int64 [].
+
+    One too many for each thumbnail within it. A file of nothing but scans would cost thirty times
+    its size if all were counted.
+    """
     # Start of scan, ITU-T T.81, table B.1; in a scan's own data 0xFF is followed by 0.
-    parts = tf.raw_ops.StringSplitV2(input=jpeg[tf.newaxis], sep=b"\xff\xda")
-    return tf.cast(parts.shape[1], tf.int32) - 1
+    parts = tf.raw_ops.StringSplitV2(input=jpeg[tf.newaxis], sep=b"\xff\xda", maxsplit=most)
+    return parts.shape[1] - 1
 
 
 def first_frame(gif: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

@@ -73,6 +73,8 @@ MAX_JPEG_PIXELS = (
     64_000_000  # cameras reach 50 million; those are decoded at an eighth of their sides
 )
 MAX_SCANS = 100  # of a progressive JPEG, each of which costs a pass over all of it; ten are usual
+MAX_SCANNED_PIXELS = 10 * MAX_JPEG_PIXELS  # in all of these passes
+MAX_GIF_BYTES = 2**23  # to the end of the first frame; looking for it costs 30 times as much
 REDUCED_SIDE = 512  # no side of a JPEG is decoded to less than that, if it has more
 
 # From a picture's shape, int32 [H,W,C], the part of it wanted: int32 [top,left,height,width].
@@ -106,16 +108,24 @@ def decode(image_bytes: tf.Tensor, window: Window | None = None) -> tf.Tensor:
 
 def _decode_jpeg(image_bytes: tf.Tensor, window: Window | None) -> tf.Tensor:
     limits = f"the JPEG has more than {MAX_SCANS} scans: save it anew"
-    with _asserted(image_header.scans(image_bytes) <= MAX_SCANS, limits):
-        return _decode_usual_jpeg(tf.identity(image_bytes), window)
+    scans = _scans(image_bytes)
+    with _asserted(scans <= MAX_SCANS, limits):
+        return _decode_usual_jpeg(tf.identity(image_bytes), scans, window)
 
 
-def _decode_usual_jpeg(image_bytes: tf.Tensor, window: Window | None) -> tf.Tensor:
+def _scans(jpeg: tf.Tensor) -> tf.Tensor:
+    return image_header.scans(jpeg, MAX_SCANS + 1)
+
+
+def _decode_usual_jpeg(
+    image_bytes: tf.Tensor, scans: tf.Tensor, window: Window | None
+) -> tf.Tensor:
     """One that has no more than `MAX_SCANS`."""
     shape = tf.io.extract_jpeg_shape(image_bytes)
     sides = shape[:2]
-    limits = f"the JPEG has more than {MAX_JPEG_PIXELS:,} pixels: shrink it"
-    with _asserted(tf.reduce_prod(tf.cast(sides, tf.int64)) <= MAX_JPEG_PIXELS, limits):
+    pixels = tf.reduce_prod(tf.cast(sides, tf.int64))
+    limits = f"the JPEG has more than {MAX_JPEG_PIXELS:,} pixels, or too many scans: shrink it"
+    with _asserted(tf.maximum(10 * pixels, scans * pixels) <= MAX_SCANNED_PIXELS, limits):
         image_bytes = tf.identity(image_bytes)
     if window:
         return tf.io.decode_and_crop_jpeg(image_bytes, window(shape), channels=3)
@@ -136,7 +146,8 @@ def _decode_other(image_bytes: tf.Tensor) -> tf.Tensor:
         image_bytes = tf.identity(image_bytes)
 
     def one_frame() -> tf.Tensor:
-        frame, pixels = image_header.first_frame(image_bytes)
+        begin = tf.strings.substr(image_bytes, 0, MAX_GIF_BYTES)
+        frame, pixels = image_header.first_frame(begin)
         with _asserted(pixels <= MAX_PIXELS, limits):
             return tf.identity(frame)
 
@@ -206,9 +217,10 @@ def _decode_one(record: tf.Tensor, decoder: Decoder, size: int) -> tuple[tf.Tens
         nothing = tf.data.Dataset.from_tensors((tf.zeros((1, 1, 3), tf.uint8), False))
         return decoded.ignore_errors().concatenate(nothing).take(1).get_single_element()
 
+    scans = _scans(record)
     picture, valid = tf.cond(
-        tf.io.is_jpeg(record) & (image_header.scans(record) <= MAX_SCANS),
-        lambda: opened(lambda record: _decode_usual_jpeg(record, None)),
+        tf.io.is_jpeg(record) & (scans <= MAX_SCANS),
+        lambda: opened(lambda record: _decode_usual_jpeg(record, scans, None)),
         lambda: opened(decoder),
     )
     picture.set_shape((None, None, 3))

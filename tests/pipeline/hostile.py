@@ -51,10 +51,10 @@ def large_frame() -> bytes:
     return bytes(data)
 
 
-def many_scans(scans: int) -> bytes:
+def many_scans(scans: int, side: int = 64) -> bytes:
     """A progressive JPEG that repeats its last scan."""
     file = io.BytesIO()
-    PIL.Image.new("RGB", (64, 64), "red").save(file, "JPEG", progressive=True)
+    PIL.Image.new("RGB", (side, side), "red").save(file, "JPEG", progressive=True)
     data = file.getvalue()
     last = data.rindex(b"\xff\xda")
     return data[:-2] + data[last:-2] * (scans - data.count(b"\xff\xda")) + data[-2:]
@@ -76,4 +76,6 @@ def refused() -> list[bytes]:
         claiming("png", 2**31 - 1, 2**31 - 1),
         large_frame(),
         many_scans(101),
+        many_scans(50, 4000),  # within either limit
+        b"\xff\xd8\xff" + b"\xff\xda" * 2_000_000,
     ]

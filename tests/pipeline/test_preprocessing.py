@@ -124,6 +124,17 @@ def test_gif_gives_its_first_frame_and_bmp_is_read():
         assert (image == [255, 0, 0]).all()
 
 
+def test_no_more_of_a_gif_is_read_than_its_limit(monkeypatch):
+    noise = [PIL.Image.fromarray(colour_image("red", seed)) for seed in range(9)]
+    gif = saved(noise[0], "GIF", save_all=True, append_images=noise[1:])
+    first = preprocessing.decode(tf.constant(gif)).numpy()
+    monkeypatch.setattr(preprocessing, "MAX_GIF_BYTES", len(gif) // 2)
+    np.testing.assert_array_equal(preprocessing.decode(tf.constant(gif)), first)
+    monkeypatch.setattr(preprocessing, "MAX_GIF_BYTES", len(gif) // 20)
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        preprocessing.decode(tf.constant(gif))
+
+
 def test_hostile_pictures_take_no_memory_and_spoil_no_other():
     """In a process of its own, whose peak memory is told."""
     images = [*(hostile.claiming(kind, 6, 5) for kind in hostile.KINDS), hostile.gif_bomb()]
