@@ -204,14 +204,18 @@ def demo(options: Namespace) -> None:
     demo.demo(options.data_dir, options.mirror, options.runs, _folder(options.repository))
 
 
-def _seconds(text: str) -> float:
-    seconds = float(text)
-    if not 0 <= seconds < math.inf:
+def seconds(text: str) -> float:
+    """What an option says; argparse tells its user this function's name.
+
+    Raises:
+        ValueError: it is no time to wait.
+    """
+    number = float(text)
+    if not 0 <= number < math.inf:
         raise ValueError
-    return seconds
+    return number
 
 
-_seconds.__name__ = "number of seconds"  # what argparse calls it
 OPTIONS: dict[str, dict[str, Any]] = {
     "--dataset": {"help": "TFDS name, or folder/<class>/*.jpg"},
     "--data-dir": {"type": Path, "default": Path("data"), "help": "where data sets are kept"},
@@ -236,9 +240,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "default": None,
         "help": "take batch statistics over all replicas, not each its own",
     },
-    "--checkpoint-seconds": {"type": _seconds, "default": 300.0, "help": "between checkpoints"},
+    "--checkpoint-seconds": {"type": seconds, "default": 300.0, "help": "between checkpoints"},
     "--wait-seconds": {
-        "type": _seconds,
+        "type": seconds,
         "default": 300.0,
         "help": "longest wait for a worker or a server",
     },

@@ -23,7 +23,7 @@ from pathlib import Path
 import tensorflow as tf
 import tf_keras as keras
 
-from pipeline import checkpoint, dataset, feed, files
+from pipeline import checkpoint, dataset, feed, files, weights
 from pipeline import run as runs
 from pipeline.config import Config
 from pipeline.dataset import Dataset
@@ -43,13 +43,15 @@ def open_run(
     """The run at a path, to go on with; or a new one, there or below `root`.
 
     Raises:
-        PipelineError: the data is no longer what the run was started with, or a worker does not see
-            the chief's folder.
+        PipelineError: the data is no longer what the run was started with, there are no weights
+            where a new one is to start from, or a worker does not see the chief's folder.
     """
     if not path and recipe.strategy == "multiworker":
         raise PipelineError("strategy multiworker needs --run: a folder that all workers share")
-    images = data.train.size
-    if path and (path / runs.RECORD).exists():
+    images, begun = data.train.size, path is not None and (path / runs.RECORD).exists()
+    if recipe.init_from and not begun:
+        weights.check_exists(Path(recipe.init_from))
+    if path and begun:
         run = runs.read(path)
     elif is_chief(strategy):
         # Once for all workers, and for a machine of another kind that goes on with it.

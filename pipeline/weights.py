@@ -148,8 +148,7 @@ def initialize(
     Raises:
         PipelineError: there is no such source, or its variant or stem is another.
     """
-    if not source.exists():
-        raise PipelineError(f"nothing at {source}: name a run's folder or a checkpoint file")
+    check_exists(source)
     start = _run(source) if source.is_dir() else _checkpoint(source)
     for field in ("variant", "stem"):
         theirs, ours = getattr(start.recipe, field), getattr(recipe, field)
@@ -209,6 +208,12 @@ def their_shape(tensor: Tensor, ours: tuple[int, ...]) -> tuple[int, ...]:
     if tensor.unflattened is not None:
         return ours[::-1]
     return tuple(ours[i] for i in np.argsort(tensor.axes))
+
+
+def check_exists(source: Path) -> None:
+    """Refuse a source of weights that is not there, with a PipelineError."""
+    if not source.exists():
+        raise PipelineError(f"nothing at {source}: name a run's folder or a checkpoint file")
 
 
 def load(network: keras.Model, run: Run) -> None:

@@ -22,7 +22,7 @@ import pytest
         (["validate", "--run", "/no/run"], "no run at /no/run"),
         (["publish", "--runs", "/no/runs"], "no finished run in /no/runs"),
         (["promote", "3", "--label", "best"], "unknown label 'best': choose from canary, stable"),
-        (["promote", "3", "--wait-seconds", "nan"], "invalid number of seconds value: 'nan'"),
+        (["promote", "3", "--wait-seconds", "nan"], "invalid seconds value: 'nan'"),
         (["promote", "three", "--label", "stable"], "VERSION: invalid int value: 'three'"),
         (["rollback", "--repository", "/no/models"], "no model is published in /no/models/"),
         (["versions", "--repository", "/no/models"], "no model is published in /no/models/"),

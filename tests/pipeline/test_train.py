@@ -255,6 +255,7 @@ def test_a_start_that_is_not_there_is_named(data, image_folder, tmp_path):
     recipe = config.from_preset("demo", dataset=str(image_folder), init_from="/no/such/run")
     with pytest.raises(PipelineError, match="nothing at /no/such/run"):
         train_once(recipe, data, tmp_path)
+    assert not list(tmp_path.iterdir())  # the name mended, the same folder is begun anew
 
 
 def test_tensorboard_gets_scalars_and_pictures(run):

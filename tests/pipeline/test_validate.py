@@ -161,7 +161,7 @@ def test_a_slow_and_worse_export_is_refused_for_each(
     found = validate.validate(bad, data, repository, Thresholds(), str(program))
     assert refused(found) == ["accuracy", "accuracy lost", "latency"]
     accuracy, lost, latency = found.reasons
-    assert accuracy.endswith("of 6 test images, below the floor")
+    assert accuracy.endswith(f"of {data.test.size} test images, below the floor")
     assert "stable version 1 " in lost
     assert "measured twice" in latency
     assert checks_of(found)["memory"].measured > 0
