@@ -22,6 +22,8 @@ KEPT = 2  # the last, and the one before in case a disk spoils it
 def write(state: tf.train.Checkpoint, folder: Path, step: int) -> None:
     """Write the state after so many steps, then remove all but the newest.
 
+    First what a killed process was writing goes: it takes as much room as a checkpoint.
+
     Raises:
         PipelineError: it cannot be written (a full disk, say); what was there is left as it was.
         tf.errors.OpError: one of `WORKER_ERRORS`; all workers take part in reading the state.
@@ -34,6 +36,8 @@ def write(state: tf.train.Checkpoint, folder: Path, step: int) -> None:
         taking_part = True
         state.write(str(partial / "state"))
 
+    for left in folder.glob(f"{files.PARTIAL}*"):
+        shutil.rmtree(left, ignore_errors=True)
     try:
         files.replace_folder(folder / str(step), save)
     except WORKER_ERRORS:
@@ -72,12 +76,6 @@ def restore(state: tf.train.Checkpoint, folder: Path) -> int:
             "one before"
         ) from error
     return known[-1]
-
-
-def clear(folder: Path) -> None:
-    """Remove what a killed process was writing."""
-    for path in folder.glob(f"{files.PARTIAL}*"):
-        shutil.rmtree(path, ignore_errors=True)
 
 
 def discard(folder: Path) -> None:

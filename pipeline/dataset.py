@@ -7,6 +7,7 @@ prepares or checks the data and prints what it holds. Fashion-MNIST takes about 
 time; a folder costs one decoding of each image, a few hundred photos a second per core.
 """
 
+import bisect
 import concurrent.futures
 import dataclasses
 import hashlib
@@ -304,8 +305,8 @@ def _held_out(paths: list[Path]) -> set[Path]:
 
     Each is chosen by its own name: where the folder grows, none that was trained on becomes a test.
     """
-    by_hash = sorted(paths, key=_hash)
-    chosen = sum(_hash(path) < int(TEST_SHARE * 2**256).to_bytes(32, "big") for path in paths)
+    by_hash, limit = sorted(paths, key=_hash), int(TEST_SHARE * 2**256).to_bytes(32, "big")
+    chosen = bisect.bisect_left(by_hash, limit, key=_hash)
     return set(by_hash[: min(max(1, chosen), len(paths) - 1)])
 
 

@@ -72,8 +72,8 @@ MAX_PIXELS = 25_000_000  # of an encoded picture: 75 MB decoded; the screens of 
 MAX_JPEG_PIXELS = (
     64_000_000  # cameras reach 50 million; those are decoded at an eighth of their sides
 )
-MAX_SCANS = 100  # of a progressive JPEG, each of which costs a pass over all of it; ten are usual
-MAX_SCANNED_PIXELS = 10 * MAX_JPEG_PIXELS  # in all of these passes
+MAX_SCANS = 100  # of a progressive JPEG, each of which costs a pass over all of it
+USUAL_SCANS = 10  # that a picture of the most pixels may have; of more, in proportion fewer pixels
 MAX_GIF_BYTES = 2**23  # to the end of the first frame; looking for it costs 30 times as much
 REDUCED_SIDE = 512  # no side of a JPEG is decoded to less than that, if it has more
 
@@ -125,7 +125,8 @@ def _decode_usual_jpeg(
     sides = shape[:2]
     pixels = tf.reduce_prod(tf.cast(sides, tf.int64))
     limits = f"the JPEG has more than {MAX_JPEG_PIXELS:,} pixels, or too many scans: shrink it"
-    with _asserted(tf.maximum(10 * pixels, scans * pixels) <= MAX_SCANNED_PIXELS, limits):
+    passes = tf.maximum(scans, USUAL_SCANS)
+    with _asserted(pixels * passes <= MAX_JPEG_PIXELS * USUAL_SCANS, limits):
         image_bytes = tf.identity(image_bytes)
     if window:
         return tf.io.decode_and_crop_jpeg(image_bytes, window(shape), channels=3)

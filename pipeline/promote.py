@@ -172,12 +172,12 @@ class _Server:
         self._address = address
         self._wait_seconds = wait_seconds
         self._client = Client(address, MODEL_NAME, timeout=_CALL_SECONDS)
-        self._failed_before: dict[int, VersionStatus] = {}
+        self._before: dict[int, VersionStatus] = {}
 
     def __enter__(self) -> "_Server":
-        """See that there is a server, and what it could not load before."""
+        """See that there is a server, and what it has, or could not load, before."""
         with contextlib.suppress(NotFoundError):
-            self._failed_before = {s.version: s for s in self._client.status() if s.error}
+            self._before = {status.version: status for status in self._client.status()}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -193,18 +193,12 @@ class _Server:
             PipelineError: the server has none of the versions; without labels in the file all
                 others would lose theirs for one that does not follow it.
         """
-        states = {}
-        with contextlib.suppress(NotFoundError):
-            states = {status.version: status.state for status in self._client.status()}
-        found = {
-            label: version
-            for label, version in served.labels.items()
-            if states.get(version) == "AVAILABLE"
-        }
+        available = {s.version for s in self._before.values() if s.state == "AVAILABLE"}
+        found = {label: version for label, version in served.labels.items() if version in available}
         for label in served.labels:
             with contextlib.suppress(InvalidRequestError, NotFoundError):
                 found[label] = self._client.metadata(version_label=label).version
-        if served.labels and not found and not states.keys() & set(served.versions):
+        if served.labels and not found and not self._before.keys() & set(served.versions):
             raise PipelineError(
                 f"{self._address} has none of the versions that {CONFIG} names: give the address "
                 "of a server that follows it"
@@ -227,7 +221,7 @@ class _Server:
             if found.state == "END" and not needed:
                 return None
             seen = f"{found.state} {found.error}".strip()
-            if found.state == "END" and found.error and found != self._failed_before.get(version):
+            if found.state == "END" and found.error and found != self._before.get(version):
                 raise PipelineError(f"{self._address} cannot load version {version}: {seen}")
             return seen
 

@@ -48,11 +48,12 @@ def open_run(
     """
     if not path and recipe.strategy == "multiworker":
         raise PipelineError("strategy multiworker needs --run: a folder that all workers share")
-    images, begun = data.train.size, path is not None and (path / runs.RECORD).exists()
+    images = data.train.size
+    begun = path if path and (path / runs.RECORD).exists() else None
     if recipe.init_from and not begun:
         weights.check_exists(Path(recipe.init_from))
-    if path and begun:
-        run = runs.read(path)
+    if begun:
+        run = runs.read(begun)
     elif is_chief(strategy):
         # Once for all workers, and for a machine of another kind that goes on with it.
         recipe = replace(recipe, precision=choose_precision(recipe.precision))
@@ -97,8 +98,6 @@ def train(
     training, held_out = dataset.hold_out(data.train, recipe.holdout)
     with _named_errors(run):
         source = feed.feed(training, recipe)
-    if chief:
-        checkpoint.clear(run.checkpoints)
     init_from = "" if checkpoint.steps(run.checkpoints) else recipe.init_from
     learner = Learner(recipe, data.class_names, source.steps_per_epoch, strategy, init_from)
     done = checkpoint.restore(learner.state, run.checkpoints)
@@ -251,13 +250,16 @@ def _named_errors(run: Run) -> Iterator[None]:
         raise PipelineError(
             f"out of memory at batch_size {run.config.batch_size}: choose a smaller --batch-size"
         ) from error
-    except dataset.UNREADABLE as error:
-        raise PipelineError(
-            f"training data cannot be read any more ({reason(error)}): mend that and go on with "
-            f"--run {run.path}"
-        ) from error
     except tf.errors.OpError as error:
-        if run.config.strategy != "multiworker":
+        several = run.config.strategy == "multiworker"
+        # That is also what is heard of a worker that is gone.
+        unclear = several and isinstance(error, tf.errors.FailedPreconditionError)
+        if isinstance(error, dataset.UNREADABLE) and not unclear:
+            raise PipelineError(
+                f"training data cannot be read any more ({reason(error)}): mend that and go on "
+                f"with --run {run.path}"
+            ) from error
+        if not several:
             raise
         raise PipelineError(
             f"another worker no longer answers ({type(error).__name__}): start all workers again "

@@ -63,9 +63,8 @@ def test_a_spoiled_one_is_named(tmp_path, name):
 
 
 def test_what_a_killed_process_was_writing_is_cleared_away(tmp_path):
-    checkpoint.write(state(5.0), tmp_path, 5)
     (tmp_path / ".partial-x" / "6").mkdir(parents=True)
-    checkpoint.clear(tmp_path)
+    checkpoint.write(state(5.0), tmp_path, 5)
     assert [path.name for path in tmp_path.iterdir()] == ["5"]
 
 
