@@ -45,7 +45,7 @@ CLASSIFY_METHOD = "tensorflow/serving/classify"
 EXTRA = "assets.extra"
 ALLOWED_DROP = {"bf16": 0.002, "int8": 0.005}  # of the accuracy in fp32
 CALIBRATION_IMAGES = 512
-# allowed_batch_sizes of serving/config/batching.config, and its max_batch_size
+# allowed_batch_sizes of serving/config/batching.config
 WARM_UP_BATCHES = (1, 2, 4, 8, 16, 32)
 WARM_UP_SIDE = 16  # of the pictures in it, which the graph brings to the network's size
 

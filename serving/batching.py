@@ -36,6 +36,8 @@ MODEL_FILE = "batching_params.pbtxt"
 MAX_VALUE = 2**31 - 1
 # A container's CPU limit: microseconds of all CPUs in a period, or "max" (cgroup v2).
 CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
+# A client may filter outputs in any combination; calls beyond so many of them run alone.
+MAX_QUEUES = 256
 _ROW_BITS = 31  # of a ticket; the rest is the request's number, of so many:
 _NUMBERS = 2**32
 
@@ -54,7 +56,8 @@ class BatchingParameters:
         batch_timeout_micros: how long a batch waits to be filled, in microseconds.
         max_enqueued_batches: batches that may wait; beyond them requests get UNAVAILABLE.
         num_batch_threads: batches run at a time; 0 for one per CPU.
-        allowed_batch_sizes: sizes batches are padded to, rising; none for any size.
+        allowed_batch_sizes: sizes batches are padded to, rising to max_batch_size also where
+            requests are split; none for any size.
         pad_variable_length_inputs: bring the rows of a batch to one shape, by repeating a request's
             first value; without it, rows of another shape are run apart.
         thread_pool_name: names the batch threads in the metrics.
@@ -86,17 +89,16 @@ class BatchingParameters:
         sizes = self.allowed_batch_sizes
         if any(a >= b for a, b in itertools.pairwise(sizes)):
             raise ConfigError(f"allowed_batch_sizes {sizes} must rise")
-        split = self.enable_large_batch_splitting
-        name = "max_execution_batch_size" if split else "max_batch_size"
         if self.max_execution_batch_size > self.max_batch_size:
             raise ConfigError(
                 f"max_execution_batch_size is {self.max_execution_batch_size}: it must not be "
                 f"above max_batch_size, {self.max_batch_size}"
             )
-        if sizes and sizes[-1] != self.execution_limit:
+        # servables/tensorflow/bundle_factory_util.cc, WrapSessionForBatching
+        if sizes and sizes[-1] != self.max_batch_size:
             raise ConfigError(
-                f"the last of allowed_batch_sizes is {sizes[-1]}: it must be {name}, "
-                f"{self.execution_limit}"
+                f"the last of allowed_batch_sizes is {sizes[-1]}: it must be max_batch_size, "
+                f"{self.max_batch_size}"
             )
 
     @property
@@ -109,6 +111,10 @@ class BatchingParameters:
     def threads(self) -> int:
         """Batches run at a time."""
         return self.num_batch_threads or cpus()
+
+    def padded(self, rows: int) -> int:
+        """The size that a batch of so many rows is run with."""
+        return next((size for size in self.allowed_batch_sizes if size >= rows), rows)
 
 
 # Of --enable_batching without a file (model_servers/server.cc).
@@ -191,44 +197,45 @@ class Batcher:
             tf.errors.OpError: what the model refused, or that the queue is full.
         """
         rows = _rows(feeds)
-        if not rows:
-            return self._run(feeds, fetches)  # nothing to merge
+        names = tuple(sorted(set(fetches)))
+        queue = self._queue((tuple(sorted(feeds)), names)) if rows else None
+        if queue is None:
+            return self._run(feeds, fetches)
+        for _ in feeds:
+            self._metrics.batch_input(rows)
         number = next(_serial) % _NUMBERS
-        task = _tasks[number] = _Task(self, feeds, tuple(fetches), rows, deadline)
+        task = _tasks[number] = _Task(self, feeds, names, rows, deadline)
         try:
-            self._schedule((number << _ROW_BITS) + np.arange(rows), task)
+            queue((number << _ROW_BITS) + np.arange(rows))
         finally:
             del _tasks[number]
         if task.error:
             raise task.error
         parts = [task.outputs[start] for start in sorted(task.outputs)]
-        if len(parts) == 1:
-            return parts[0]
-        return [np.concatenate(values) for values in zip(*parts, strict=True)]
+        values = dict(zip(names, map(_whole, zip(*parts, strict=True)), strict=True))
+        return [values[name] for name in fetches]
 
-    def _schedule(self, tickets: np.ndarray, task: _Task) -> None:
-        """Hand the tickets to the scheduler; returns when the batches that they are in have run."""
-        key = (tuple(task.feeds), task.fetches)
+    def _queue(self, key: tuple) -> Callable[[np.ndarray], object] | None:
+        """What takes tickets and returns when the batches that they are in have run."""
         with self._lock:
             queue = self._queues.get(key)
-            if queue is None:
+            if queue is None and len(self._queues) < MAX_QUEUES:
                 name = f"{self._serial} {key}"
                 queue = self._queues[key] = _scheduler().queue(self._parameters, name)
-        queue(tickets)
+            return queue
 
-    def process(self, parts: list[_Part], size: int) -> None:
-        """Run a batch, padded to `size` rows, and give every task its rows or its error."""
+    def process(self, parts: list[_Part]) -> None:
+        """Run a batch, and give every task its rows or its error."""
         now = time.monotonic()
         for part in parts:
             self._metrics.queued(self._parameters.thread_pool_name, now - part.task.queued)
         late = [part for part in parts if (part.task.deadline or now) < now]
         for part in late:
             part.task.error = ServingError(
-                Code.DEADLINE_EXCEEDED, "the deadline passed before its batch was computed"
+                Code.RESOURCE_EXHAUSTED, "Run() timeout exceeded while waiting in batching queue"
             )
-        alike = self._alike([part for part in parts if part not in late])
-        for group in alike:
-            self._run_or_tell(group, size if len(alike) == 1 else 0)
+        for group in self._alike([part for part in parts if part not in late]):
+            self._run_or_tell(group)
 
     def _alike(self, parts: list[_Part]) -> list[list[_Part]]:
         """The parts in groups that can be one batch: of one shape, or one rank if padded."""
@@ -240,24 +247,24 @@ class Batcher:
             groups.setdefault(key, []).append(part)
         return list(groups.values())
 
-    def _run_or_tell(self, parts: list[_Part], size: int) -> None:
+    def _run_or_tell(self, parts: list[_Part]) -> None:
         """Run a group; if it fails, run each request alone, so that only the culprit fails."""
         try:
-            self._run_group(parts, size)
+            self._run_group(parts)
         except Exception as error:  # whatever a model raises, its callers are to know
             if len(parts) == 1:
                 parts[0].task.error = error
                 return
             for part in parts:
-                self._run_or_tell([part], 0)
+                self._run_or_tell([part])
 
-    def _run_group(self, parts: list[_Part], size: int) -> None:
+    def _run_group(self, parts: list[_Part]) -> None:
         rows = sum(part.rows for part in parts)
-        size = max(size, rows) if self._parameters.allowed_batch_sizes else rows
+        size = self._parameters.padded(rows)
         first = parts[0].task
         feeds = {name: _merge([part.feed(name) for part in parts], size) for name in first.feeds}
-        outputs = self._run(feeds, first.fetches)
-        self._metrics.batch(rows, size)
+        with self._metrics.batch(rows, size):
+            outputs = self._run(feeds, first.fetches)
         for output in outputs:
             if not output.ndim:
                 raise failed_precondition("Batched output tensor has 0 dimensions")
@@ -287,7 +294,7 @@ def _merge(values: list[np.ndarray], size: int) -> np.ndarray:
     missing = size - sum(map(len, values))
     if missing:
         values.append(np.repeat(values[0][:1], missing, axis=0))
-    return values[0] if len(values) == 1 else np.concatenate(values)
+    return _whole(values)
 
 
 def _widen(value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -301,18 +308,15 @@ def _widen(value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return wide
 
 
+def _whole(values: Sequence[np.ndarray]) -> np.ndarray:
+    return values[0] if len(values) == 1 else np.concatenate(values)
+
+
 def _process(tickets: np.ndarray) -> np.ndarray:
-    """Called by the scheduler with a batch, which it has padded with its first ticket."""
-    rows = len(tickets) if len(tickets) == 1 else _first_again(tickets)
-    parts = list(_parts(tickets[:rows]))
-    parts[0].task.batcher.process(parts, len(tickets))
+    """Called by the scheduler with a batch."""
+    parts = list(_parts(tickets))
+    parts[0].task.batcher.process(parts)
     return tickets
-
-
-def _first_again(tickets: np.ndarray) -> int:
-    """Where padding begins."""
-    again = np.flatnonzero(tickets[1:] == tickets[0])
-    return int(again[0]) + 1 if len(again) else len(tickets)
 
 
 def _parts(tickets: np.ndarray) -> Iterator[_Part]:
@@ -345,9 +349,9 @@ class _Scheduler:
 
     def queue(self, parameters: BatchingParameters, name: str) -> Callable[[np.ndarray], object]:
         """What puts tickets into a queue and returns when the batches they are in have run."""
-        limit, sizes = parameters.execution_limit, list(parameters.allowed_batch_sizes)
-        if limit < parameters.max_batch_size and not sizes:
-            sizes = list(range(1, limit + 1))  # the op has no other word for a limit on what is run
+        limit = parameters.execution_limit
+        # The op has no other word for a limit on what is run.
+        sizes = list(range(1, limit + 1)) if limit < parameters.max_batch_size else []
         with self._lock, self._graph.as_default():
             (ended,) = tf.raw_ops.BatchFunction(
                 in_tensors=[self._tickets],

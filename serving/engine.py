@@ -5,14 +5,14 @@ The rules of what is accepted, and the words of what is refused, are TensorFlow 
 """
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
-from tensorflow.core.framework import types_pb2
+from tensorflow.core.framework import tensor_pb2, types_pb2
 from tensorflow.core.protobuf import config_pb2, meta_graph_pb2
 from tensorflow_serving.apis import prediction_log_pb2
 
@@ -80,7 +80,6 @@ class _Signature:
             for alias, info in sorted(definition.inputs.items())
         ]
         self.outputs = {alias: info.name for alias, info in sorted(definition.outputs.items())}
-        self.tensors = frozenset(x.tensor for x in self.inputs), frozenset(self.outputs.values())
         self.defaults = {
             alias: tensors.from_proto(alias, proto) for alias, proto in definition.defaults.items()
         }
@@ -128,7 +127,6 @@ class Servable:
             Batcher(session.run, settings.batching, self._metrics) if settings.batching else None
         )
         self._computation = Computation()
-        self._merged = {signature.tensors for signature in self._signatures.values()}
 
     def signature_definitions(self) -> dict[str, meta_graph_pb2.SignatureDef]:
         """Every signature's definition, as saved."""
@@ -136,7 +134,7 @@ class Servable:
 
     def predict(
         self,
-        inputs: dict[str, np.ndarray],
+        inputs: Mapping[str, np.ndarray | tensor_pb2.TensorProto],
         signature: str = "",
         output_filter: Sequence[str] = (),
         deadline: float | None = None,
@@ -144,7 +142,8 @@ class Servable:
         """Run a signature.
 
         Args:
-            inputs: by the signature's input names; strings as object arrays of bytes.
+            inputs: by the signature's input names, as messages or arrays; of these strings are
+                object arrays of bytes.
             signature: its name; empty for `serving_default`.
             output_filter: the outputs wanted; none for all.
             deadline: by time.monotonic(); what has not begun by then is not computed.
@@ -158,8 +157,9 @@ class Servable:
             raise failed_precondition(f'Serving signature key "{key}" not found.')
         called = self._signatures[key]
         self._check_method(called, "prediction", Code.INTERNAL, PREDICT, CLASSIFY, REGRESS)
-        feeds = self._feeds(called, inputs)
+        values = _values(called, inputs)
         _check_filter(output_filter, called.outputs)
+        feeds = self._feeds(called, values)
         names = output_filter or called.outputs
         fetches = [called.outputs[name] for name in names]
         with self._metrics.runtime(self.name, "Predict"):
@@ -203,33 +203,32 @@ class Servable:
         file = self._path / WARM_UP_FILE
         if not file.exists():
             return
-        records, started, status = 0, time.perf_counter(), "OK"
+        records, started = 0, time.perf_counter()
         try:
             recorded = tf.data.TFRecordDataset(str(file))
             untuned = tf.data.Options()
             untuned.autotune.enabled = False  # its thread may sleep on when the last record is read
             for record in recorded.with_options(untuned):
                 records += 1
-                self._replay(prediction_log_pb2.PredictionLog.FromString(record.numpy()))
+                self._replay(_parsed(record.numpy(), file))
                 if records > MAX_WARM_UP_RECORDS:
                     raise invalid_argument(
                         "Number of warmup records exceeds the maximum "
                         f"({MAX_WARM_UP_RECORDS}) at {file}"
                     )
-        except Exception as error:
-            status = translate(error).code.name
-            raise
-        finally:
-            seconds = time.perf_counter() - started
-            self._metrics.warm_up(str(self._path), status, seconds, records)
+        except tf.errors.DataLossError as error:
+            raise ServingError(
+                Code.DATA_LOSS,
+                f"{translate(error).message}. Please verify your warmup data is in TFRecord format.",
+            ) from error
+        self._metrics.warm_up(str(self._path), "OK", time.perf_counter() - started, records)
 
     def _replay(self, log: prediction_log_pb2.PredictionLog) -> None:
         kind = log.WhichOneof("log_type")
         if kind == "predict_log":
             request = log.predict_log.request
-            inputs = {name: tensors.from_proto(name, x) for name, x in request.inputs.items()}
             signature = request.model_spec.signature_name
-            self.predict(inputs, signature, list(request.output_filter))
+            self.predict(request.inputs, signature, list(request.output_filter))
         elif kind == "classify_log":
             asked = log.classify_log.request
             self.classify(tensors.examples(asked.input), asked.model_spec.signature_name)
@@ -239,7 +238,8 @@ class Servable:
         elif kind == "multi_inference_log":
             self.multi_inference(log.multi_inference_log.request)
         elif kind == "session_run_log":
-            raise ServingError(Code.UNIMPLEMENTED, f"Unsupported log_type for warmup: {kind}")
+            number = log.DESCRIPTOR.fields_by_name[kind].number
+            raise ServingError(Code.UNIMPLEMENTED, f"Unsupported log_type for warmup: {number}")
 
     def multi_inference(self, request, deadline: float | None = None) -> list:
         """The answer of each task of a MultiInferenceRequest, all in one run: labels or numbers.
@@ -253,7 +253,9 @@ class Servable:
         questions: dict[str, _Question] = {}
         for task in request.tasks:
             signature = task.model_spec.signature_name or DEFAULT_SIGNATURE
-            if task.model_spec.name != self.name:
+            if not task.model_spec.name:
+                raise invalid_argument("Found ModelSpec with an empty model name.")
+            if task.model_spec.name != request.tasks[0].model_spec.name:
                 raise invalid_argument(
                     "All ModelSpecs in a MultiInferenceRequest must access the same model name."
                 )
@@ -275,32 +277,21 @@ class Servable:
     ) -> list[np.ndarray]:
         if deadline is not None and time.monotonic() >= deadline:
             raise ServingError(Code.DEADLINE_EXCEEDED, "the deadline passed before it was computed")
-        # Only requests for all outputs of a signature are merged; one that filters them runs alone,
-        # as in TensorFlow Serving (batching/batching_session.cc, InternalRun).
-        merged = (frozenset(feeds), frozenset(fetches)) in self._merged
-        if self._batcher and merged:
+        if self._batcher:
             with aside():
-                return self._batcher(feeds, fetches, deadline)
-        with self._computation.once():
-            return self._session_run(feeds, fetches)
+                outputs = self._batcher(feeds, fetches, deadline)
+        else:
+            with self._computation.once():
+                outputs = self._session_run(feeds, fetches)
+        if deadline is not None and time.monotonic() >= deadline:
+            raise ServingError(Code.DEADLINE_EXCEEDED, "Timed out waiting for notification")
+        return outputs
 
-    def _feeds(self, signature: _Signature, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Values by tensor name, with the signature's defaults for what is not sent."""
-        expected, defaults = signature.inputs, signature.defaults
-        if not len(expected) - len(defaults) <= len(inputs) <= len(expected):
-            raise _wrong_inputs(set(inputs), {x.alias for x in expected})
-        feeds = {}
-        for position, (alias, tensor, dtype) in enumerate(expected):
-            value = inputs.get(alias, defaults.get(alias))
-            if value is None:
-                raise invalid_argument(
-                    f"Signature input alias: {alias}(feed name: {tensor}) not found in request and "
-                    f"no default value provided. Inputs expected to be in the request "
-                    f"{_braces(inputs)}, or default input alias set: {','.join(sorted(defaults))}"
-                )
-            self._check_dtype(position, value, dtype)
-            feeds[tensor] = value
-        return feeds
+    def _feeds(self, signature: _Signature, values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Values by tensor name."""
+        for position, (alias, _, dtype) in enumerate(signature.inputs):
+            self._check_dtype(position, values[alias], dtype)
+        return {tensor: values[alias] for alias, tensor, _ in signature.inputs}
 
     def _check_dtype(self, position: int, value: np.ndarray, expected: int) -> None:
         given = tensors.dtype_of(value)
@@ -382,6 +373,44 @@ class Servable:
         ]
 
 
+def _parsed(record: bytes, file: Path) -> prediction_log_pb2.PredictionLog:
+    try:
+        return prediction_log_pb2.PredictionLog.FromString(record)
+    except Exception as error:  # protobuf's DecodeError differs between its implementations
+        raise invalid_argument(f"Failed to parse warmup record: {record!r} from {file}") from error
+
+
+def _values(
+    signature: _Signature, inputs: Mapping[str, np.ndarray | tensor_pb2.TensorProto]
+) -> dict[str, np.ndarray]:
+    """Values by alias, with the signature's defaults for what is not sent."""
+    expected, defaults = signature.inputs, signature.defaults
+    missing = len(expected) - len(inputs)
+    if missing < 0 or (missing and not defaults):
+        raise _wrong_inputs(set(inputs), {x.alias for x in expected})
+    values = {}
+    for alias, tensor, _ in expected:
+        if alias in inputs:
+            value = inputs[alias]
+            is_message = isinstance(value, tensor_pb2.TensorProto)
+            values[alias] = tensors.from_proto(alias, value) if is_message else value
+        elif alias in defaults:
+            values[alias] = defaults[alias]
+        else:
+            raise invalid_argument(
+                f"Signature input alias: {alias}(feed name: {tensor}) not found in request and "
+                f"no default value provided. Inputs expected to be in the request "
+                f"{_braces(inputs)}, or default input alias set: {','.join(sorted(defaults))}"
+            )
+    if not inputs.keys() <= values.keys():
+        raise invalid_argument(
+            f"Inputs contains invalid name. Used request inputs: "
+            f"{','.join(sorted(inputs.keys() & values.keys()))}, request input: "
+            f"{','.join(sorted(inputs))}"
+        )
+    return values
+
+
 def _wrong_inputs(sent: set[str], expected: set[str]) -> ServingError:
     return invalid_argument(
         f"input size does not match signature: {len(sent)}!={len(expected)} "
@@ -427,7 +456,8 @@ def _read_labels(outputs: dict[str, np.ndarray], rows: int) -> list[list[Label]]
 def _labels(classes: np.ndarray | None, scores: np.ndarray | None, row: int) -> list[Label]:
     """One example's labels; a model may give names only or scores only."""
     count = (classes if classes is not None else scores).shape[1]  # type: ignore[union-attr]
-    names = [name.decode() for name in classes[row]] if classes is not None else [""] * count
+    text = [] if classes is None else [x.decode("utf-8", "surrogateescape") for x in classes[row]]
+    names = text or [""] * count
     values = scores[row].tolist() if scores is not None else [0.0] * count
     if len(names) != len(values):
         raise invalid_argument("Tensors class and score should match in dimension 1")

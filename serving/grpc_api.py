@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 SIGNATURE_DEF = "signature_def"
 # Threads beyond the limit of calls: for those that come slowly, and to tell that it is reached.
 SPARE_THREADS = 64
+MAX_MESSAGE_BYTES = 1024  # of an error
 # How long a call without a deadline waits for the models of a new configuration.
 RELOAD_SECONDS = 300.0
 _State = get_model_status_pb2.ModelVersionStatus.State
@@ -122,15 +123,19 @@ def _listen(server: grpc.Server, options: Options) -> int:
     address = f"0.0.0.0:{options.port}"
     try:
         if options.socket_path:
-            server.add_insecure_port(f"unix:{options.socket_path}")
-        if options.credentials:
-            return server.add_secure_port(address, options.credentials)
-        return server.add_insecure_port(address)
+            _add_port(server, f"unix:{options.socket_path}", options)
+        return _add_port(server, address, options)
     except RuntimeError as error:  # gRPC's says no more than that it failed
         check_port(options.port, "--port")
         raise ConfigError(
             "cannot listen: mend --ssl_config_file or --grpc_socket_path, whichever is given"
         ) from error
+
+
+def _add_port(server: grpc.Server, address: str, options: Options) -> int:
+    if options.credentials:
+        return server.add_secure_port(address, options.credentials)
+    return server.add_insecure_port(address)
 
 
 def _port_in_use(port: int, flag: str) -> ConfigError:
@@ -155,7 +160,7 @@ class _Calls:
             status = failure.code.name
             if failure.code is Code.INTERNAL:
                 log.exception("%s failed", name)
-            context.abort(failure.code.value.grpc, failure.message)
+            context.abort(failure.code.value.grpc, _shortened(failure.message))
         finally:
             if self._access_log:
                 seconds = time.perf_counter() - started
@@ -178,6 +183,12 @@ class _Calls:
             return method()
         finally:
             self._free.release()
+
+
+def _shortened(message: str) -> str:
+    """As grpc_status_util.cc does: gRPC takes no more than a few kilobytes of a message."""
+    kept = message.encode()[:MAX_MESSAGE_BYTES].decode(errors="ignore")
+    return message if kept == message else f"{kept}...TRUNCATED"
 
 
 def _answering(method: Callable[..., Message]) -> Callable[..., Message]:
@@ -211,10 +222,7 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
             with _servable(self._repository, request) as servable:
                 call.version = servable.version
                 outputs = servable.predict(
-                    {name: tensors.from_proto(name, x) for name, x in request.inputs.items()},
-                    spec.signature_name,
-                    request.output_filter,
-                    deadline,
+                    request.inputs, spec.signature_name, request.output_filter, deadline
                 )
             response = predict_pb2.PredictResponse(model_spec=_answered_by(servable, spec))
             for name, array in outputs.items():
@@ -251,7 +259,7 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
     def MultiInference(
         self, request: inference_pb2.MultiInferenceRequest, deadline: float | None
     ) -> Message:
-        if not request.tasks:
+        if not request.tasks or not request.tasks[0].HasField("model_spec"):
             raise invalid_argument("ModelSpec has no name specified.")
         with _servable(self._repository, request.tasks[0]) as servable:
             answers = servable.multi_inference(request, deadline)
@@ -268,6 +276,8 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
     def GetModelMetadata(
         self, request: get_model_metadata_pb2.GetModelMetadataRequest, _: float | None
     ) -> Message:
+        if not request.HasField("model_spec"):
+            raise invalid_argument("Missing ModelSpec")
         if not request.metadata_field:
             raise invalid_argument(
                 "GetModelMetadataRequest must specify at least one metadata_field"
@@ -309,6 +319,8 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):
             self._repository.reload(models, deadline or time.monotonic() + RELOAD_SECONDS)
         response = model_management_pb2.ReloadConfigResponse()
         response.status.SetInParent()
+        for name in request.metric_names:  # of TensorFlow's own counters; this server has none
+            response.metric.add(name=name)
         return response
 
 

@@ -134,16 +134,25 @@ class Metrics:
         """Note how long a request waited for its batch to start."""
         self._queuing(pool).observe(seconds * 1e6)
 
-    def batch(self, rows: int, size: int) -> None:
-        """Note a batch: the rows that were asked for, and those run, with padding."""
-        self._runs().inc()
+    def batch_input(self, rows: int) -> None:
+        """Note the rows of one input of a request that is to be merged."""
         self._input_size().observe(rows)
+
+    @contextlib.contextmanager
+    def batch(self, rows: int, size: int) -> Iterator[None]:
+        """Note the run of a batch: the rows that were asked for, and those run, with padding."""
         self._processed_size().observe(size)
         self._padding(size).observe(size - rows)
+        try:
+            yield
+        finally:
+            self._runs().inc()
 
     def page(self) -> bytes:
         """Everything, in Prometheus' text format."""
         text = prometheus_client.generate_latest(self._registry).decode()
         # The library ends every counter's name in _total; TensorFlow Serving only this one.
         plain = rf"(?<={_PREFIX})(?!request_example_count_total)(\S*)_total\b"
-        return re.sub(plain, r"\1", text).encode()
+        text = re.sub(plain, r"\1", text)
+        # As it writes a bucket's limit, by which queries ask for it: 188.957, not 188.9568.
+        return re.sub(r'(?<=le=")\d[\d.e+]*', lambda limit: f"{float(limit[0]):g}", text).encode()

@@ -13,7 +13,7 @@ import tensorflow as tf
 from tensorflow.core.protobuf import config_pb2, meta_graph_pb2, saved_model_pb2
 from tensorflow.python.saved_model import loader_impl
 
-from serving.errors import Code, ServingError, first_line
+from serving.errors import Code, ServingError, first_line, invalid_argument
 
 # A client may filter outputs in any combination; what is compiled for one is kept up to this many.
 MAX_COMPILED = 256
@@ -90,7 +90,11 @@ class _Compiled:
         self._order = [distinct.index(name) for name in fetches]
 
     def __call__(self, *values: np.ndarray) -> list[np.ndarray]:
-        outputs = self._run(*values)
+        try:
+            outputs = self._run(*values)
+        except UnicodeDecodeError as error:
+            # An operation's words, which quote what it was given; the code is lost with them.
+            raise invalid_argument(error.object.decode(errors="replace")) from error
         return [_array(outputs[position]) for position in self._order]
 
 
@@ -105,9 +109,13 @@ def _read_signatures(path: Path) -> dict[str, meta_graph_pb2.SignatureDef]:
     try:
         saved = saved_model_pb2.SavedModel.FromString(file.read_bytes())
     except OSError as error:
-        raise ServingError(Code.NOT_FOUND, f"Could not find SavedModel at {path}") from error
+        raise ServingError(
+            Code.NOT_FOUND,
+            "Specified file path does not appear to contain a SavedModel bundle (should have a "
+            f"file called `saved_model.pb`)\nSpecified file path: {path}",
+        ) from error
     except Exception as error:  # protobuf's DecodeError differs between its implementations
-        raise ServingError(Code.DATA_LOSS, f"Can't parse {file} as a SavedModel") from error
+        raise ServingError(Code.DATA_LOSS, f"Can't parse {file} as binary proto") from error
     for graph in saved.meta_graphs:
         if tf.saved_model.SERVING in graph.meta_info_def.tags:
             return dict(graph.signature_def)

@@ -11,11 +11,11 @@ COMMITTED = ROOT / "serving" / "config" / "batching.config"
 
 def test_the_committed_file_is_read():
     found = Batching.of_file(COMMITTED)
-    assert found == Batching(32, 1000, 1000, 0, (1, 2, 4, 8, 16), 16)
+    assert found == Batching(32, 1000, 1000, 0, (1, 2, 4, 8, 16, 32), 16)
 
 
 @pytest.mark.parametrize(
-    "batching", [Batching(), Batching(4, 100, 7, 3, (2, 4)), Batching(8, 100, 7, 3, (2, 4), 4)]
+    "batching", [Batching(), Batching(4, 100, 7, 3, (2, 4)), Batching(8, 100, 7, 3, (2, 4, 8), 4)]
 )
 def test_what_is_written_reads_the_same(tmp_path: Path, batching: Batching):
     (tmp_path / "batching.config").write_text(batching.to_text())
@@ -50,9 +50,9 @@ def test_requests_may_be_larger_than_batches_where_they_are_split(
         ("allowed_batch_sizes: 2 allowed_batch_sizes: 1", "must rise"),
         ("max_batch_size { value: 4 } allowed_batch_sizes: 2", "must end with max_batch_size, 4"),
         (
-            "enable_large_batch_splitting { value: true } max_execution_batch_size { value: 4 } "
-            "allowed_batch_sizes: 2",
-            "must end with max_execution_batch_size, 4",
+            "max_batch_size { value: 4 } enable_large_batch_splitting { value: true } "
+            "max_execution_batch_size { value: 2 } allowed_batch_sizes: 2",
+            "must end with max_batch_size, 4",
         ),
         (
             "max_batch_size { value: 4 } enable_large_batch_splitting { value: true } "

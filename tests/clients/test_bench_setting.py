@@ -18,7 +18,7 @@ def test_flags_are_for_the_setting():
 
 
 def test_a_setting_takes_requests_as_large_as_a_warm_up_whatever_its_batches():
-    assert sized(8, 0, 1) == Batching(32, 0, 1000, 1, (1, 2, 4, 8), 8)
+    assert sized(8, 0, 1) == Batching(32, 0, 1000, 1, (1, 2, 4, 8, 32), 8)
     assert sized(64, 0, 1) == Batching(64, 0, 1000, 1, (1, 2, 4, 8, 16, 32, 64))
 
 

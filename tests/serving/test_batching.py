@@ -28,20 +28,21 @@ def read(tmp_path, text: str) -> BatchingParameters:
 def test_the_committed_file_is_read():
     parameters = batching.read(ROOT / "serving" / "config" / "batching.config")
     assert parameters.max_batch_size == 32
-    assert parameters.allowed_batch_sizes[-1] == parameters.execution_limit == 16
+    assert parameters.execution_limit == 16
+    assert [parameters.padded(rows) for rows in (1, 3, 15, 16)] == [1, 4, 16, 16]
 
 
 def test_every_field_is_taken(tmp_path):
     text = """
         max_batch_size { value: 16 } batch_timeout_micros { value: 500 }
         max_enqueued_batches { value: 7 } num_batch_threads { value: 3 }
-        allowed_batch_sizes: 4 allowed_batch_sizes: 8
+        allowed_batch_sizes: 8 allowed_batch_sizes: 16
         pad_variable_length_inputs: true
         thread_pool_name { value: "pool" }
         enable_large_batch_splitting { value: true }
         max_execution_batch_size { value: 8 }
     """
-    assert read(tmp_path, text) == BatchingParameters(16, 500, 7, 3, (4, 8), True, "pool", True, 8)
+    assert read(tmp_path, text) == BatchingParameters(16, 500, 7, 3, (8, 16), True, "pool", True, 8)
     assert read(tmp_path, "") == BatchingParameters()
 
 
@@ -56,9 +57,9 @@ def test_every_field_is_taken(tmp_path):
         ("max_batch_size { value: 8 } allowed_batch_sizes: 4", "must be max_batch_size, 8"),
         ("max_batch_size { value: 4 } allowed_batch_sizes: 4 allowed_batch_sizes: 4", "must rise"),
         (
-            "max_batch_size { value: 8 } allowed_batch_sizes: 8 "
+            "max_batch_size { value: 8 } allowed_batch_sizes: 4 "
             "enable_large_batch_splitting { value: true } max_execution_batch_size { value: 4 }",
-            "must be max_execution_batch_size, 4",
+            "must be max_batch_size, 8",
         ),
         (
             "max_batch_size { value: 4 } max_execution_batch_size { value: 8 }",
@@ -231,7 +232,7 @@ def test_a_request_larger_than_a_batch_is_refused():
         double(batcher_of(Doubler(), 4), rows(5, 1))
 
 
-@pytest.mark.parametrize("sizes", [(), (2, 4)])
+@pytest.mark.parametrize("sizes", [(), (2, 4, 16)])
 def test_a_large_request_is_split_by_max_execution_batch_size(sizes):
     run = Doubler()
     batcher = batcher_of(
@@ -241,6 +242,17 @@ def test_a_large_request_is_split_by_max_execution_batch_size(sizes):
     x = np.arange(10, dtype=np.float32)
     np.testing.assert_array_equal(double(batcher, x), 2 * x)
     assert sorted(run.sizes) == [2, 4, 4]
+
+
+def test_what_was_split_is_padded_to_an_allowed_size_too():
+    run = Doubler()
+    batcher = batcher_of(
+        run, 16, allowed_batch_sizes=(8, 16),
+        enable_large_batch_splitting=True, max_execution_batch_size=4,
+    )  # fmt: skip
+    x = np.arange(6, dtype=np.float32)
+    np.testing.assert_array_equal(double(batcher, x), 2 * x)
+    assert run.sizes == [8, 8]
 
 
 def test_a_split_request_fails_as_a_whole():
@@ -262,12 +274,36 @@ def test_requests_of_other_fetches_have_another_queue():
     assert run.sizes == [1, 1]
 
 
+def test_the_order_of_fetches_is_the_callers_and_one_queue_is_for_all_orders():
+    def run(feeds: dict[str, np.ndarray], fetches: Sequence[str]) -> list[np.ndarray]:
+        factors = {Y: 2, "z:0": 3}
+        return [factors[name] * feeds[X] for name in fetches]
+
+    batcher = Batcher(run, BatchingParameters(8), Metrics())
+    wanted = {("z:0", Y, "z:0"): [3, 2, 3], (Y, "z:0"): [2, 3]}
+    for fetches, factors in wanted.items():
+        outputs = batcher({X: rows(2, 1)}, list(fetches))
+        assert [y.tolist() for y in outputs] == [[factor] * 2 for factor in factors]
+    assert len(batcher._queues) == 1
+
+
+def test_combinations_of_fetches_beyond_a_limit_run_alone(monkeypatch):
+    monkeypatch.setattr(batching, "MAX_QUEUES", 1)
+    run = Doubler()
+    batcher = batcher_of(run, 2)
+    double(batcher, rows(1, 1))
+    assert [len(y) for y in batcher({X: rows(3, 1)}, [Y, "z:0"])] == [3, 3]
+    with pytest.raises(tf.errors.InvalidArgumentError, match="larger than maximum"):
+        double(batcher, rows(3, 1))
+
+
 def test_a_deadline_that_passed_in_the_queue_is_not_computed():
     run = Doubler()
     batcher = batcher_of(run, 8, 500_000, num_batch_threads=1)
     soon = time.monotonic() + 0.1
     late, *others = outcomes(batcher, [rows(1, i, 1) for i in (1, 2, 3)], [soon, None, soon + 60])
-    assert late.code is Code.DEADLINE_EXCEEDED
+    assert late.code is Code.RESOURCE_EXHAUSTED
+    assert "timeout exceeded while waiting in batching queue" in late.message
     assert [y.tolist() for y in others] == [[[4]], [[6]]]
     assert [sorted(batch.ravel().tolist()) for batch in run.batches] == [[2, 3]]
 

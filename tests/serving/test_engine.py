@@ -98,16 +98,18 @@ def test_batching_refuses_scalars(add_version):
         servable.predict({"x": np.float32(1)})
 
 
-def test_a_request_that_filters_outputs_is_not_merged(add_version):
+def test_requests_that_filter_outputs_are_merged_too(add_version):
     servable = Servable("affine", 1, add_version(1), Settings(BATCHING))
-    many = {"a": np.ones((20, 1), np.float32), "b": np.ones(20, np.int64)}
-    assert servable.predict(many, "pair", ["sums"])["sums"].tolist() == [2] * 20
-    with pytest.raises(tf.errors.InvalidArgumentError, match="size 20"):
-        servable.predict(many, "pair", ["sums", "products"])
+    few, many = (
+        {"a": np.ones((rows, 1), np.float32), "b": np.ones(rows, np.int64)} for rows in (8, 20)
+    )
+    assert servable.predict(few, "pair", ["sums"])["sums"].tolist() == [2] * 8
+    for names in ([], ["sums"], ["sums", "products"]):
+        with pytest.raises(tf.errors.InvalidArgumentError, match="size 20"):
+            servable.predict(many, "pair", names)
 
 
-def test_multi_inference_is_one_run_which_is_not_merged():
-    """As TensorFlow Serving's, of all tensors of both signatures."""
+def test_multi_inference_is_one_run_of_all_tensors_of_both_signatures():
     path = Path(__file__).parent / "conformance" / "models" / "affine" / "2"
     metrics = Metrics()
     servable = Servable("affine", 2, path, Settings(BATCHING, metrics=metrics))
@@ -115,15 +117,18 @@ def test_multi_inference_is_one_run_which_is_not_merged():
     for kind in ("classify", "regress"):
         task = request.tasks.add(method_name=f"tensorflow/serving/{kind}")
         task.model_spec.name, task.model_spec.signature_name = "affine", kind
-    for _ in range(20):
+    for _ in range(8):
         example = request.input.example_list.examples.add()
         example.features.feature["x"].float_list.value.append(2)
     labels, numbers = servable.multi_inference(request)
-    assert [row[0].name for row in labels] == ["low"] * 20
-    assert numbers == [4] * 20
-    assert b"runtime_latency_count{" not in metrics.page()
-    with pytest.raises(tf.errors.InvalidArgumentError, match="size 20"):
-        servable.regress([example.SerializeToString()] * 20, "regress")
+    assert [row[0].name for row in labels] == ["low"] * 8
+    assert numbers == [4] * 8
+    page = metrics.page()
+    assert b"runtime_latency_count{" not in page
+    assert b"wrapped_run_count 1.0" in page
+    request.input.example_list.examples.add()
+    with pytest.raises(tf.errors.InvalidArgumentError, match="size 9"):
+        servable.multi_inference(request)
 
 
 def test_a_scalar_string_is_an_array_too(tmp_path):
@@ -199,7 +204,12 @@ def test_warm_up_runs_the_recorded_requests(exported, tmp_path):
     shutil.copytree(exported, copy)
     servable = Servable("googlenet", 1, copy)
     (copy / "assets.extra" / "tf_serving_warmup_requests").write_bytes(b"not a record")
-    with pytest.raises(tf.errors.DataLossError):
+    with pytest.raises(ServingError, match="verify your warmup data is in TFRecord") as caught:
+        servable.warm_up()
+    assert caught.value.code is Code.DATA_LOSS
+    with tf.io.TFRecordWriter(str(copy / "assets.extra" / "tf_serving_warmup_requests")) as writer:
+        writer.write(b"no log")
+    with pytest.raises(ServingError, match="Failed to parse warmup record: b'no log' from /"):
         servable.warm_up()
     (copy / "assets.extra" / "tf_serving_warmup_requests").unlink()
     servable.warm_up()
@@ -220,7 +230,7 @@ def test_warm_up_has_a_limit_and_skips_what_is_no_request(add_version):
 
 
 def test_what_is_no_saved_model_is_refused(tmp_path, exported):
-    with pytest.raises(ServingError, match="Could not find SavedModel"):
+    with pytest.raises(ServingError, match="does not appear to contain a SavedModel"):
         Servable("m", 1, tmp_path)
     (tmp_path / "saved_model.pb").write_bytes(b"\xff\xff broken")
     with pytest.raises(ServingError, match="Can't parse"):

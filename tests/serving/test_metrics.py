@@ -24,7 +24,9 @@ def used() -> Metrics:
     metrics.examples("affine", 3)
     metrics.warm_up("/models/affine/2", "OK", 0.5, 7)
     metrics.queued("batch_threads", 0.001)
-    metrics.batch(3, 4)
+    metrics.batch_input(3)
+    with metrics.batch(3, 4):
+        pass
     return metrics
 
 
@@ -113,6 +115,29 @@ def test_a_batch_is_counted_with_its_padding():
     assert found[BATCHING + "processed_batch_size_sum"] == 4
     assert found[BATCHING + 'padding_size_sum{execution_batch_size="4"}'] == 1
     assert found[BATCHING + 'queuing_latency_count{thread_pool_name="pool"}'] == 1
+
+
+def test_a_batch_that_fails_is_counted_and_so_is_each_input():
+    def fail(*_) -> list[np.ndarray]:
+        raise ValueError
+
+    metrics = Metrics()
+    batcher = Batcher(fail, BatchingParameters(8, 1000), metrics)
+    with pytest.raises(ValueError):
+        batcher({"x:0": np.zeros((3, 2)), "y:0": np.zeros(3)}, ["z:0"])
+    found = samples(metrics)
+    assert found[BATCHING + "wrapped_run_count"] == 1
+    assert found[BATCHING + "processed_batch_size_count"] == 1
+    assert found[BATCHING + "input_batch_size_count"] == 2
+    assert found[BATCHING + "input_batch_size_sum"] == 6
+
+
+def test_limits_of_buckets_are_written_as_tensorflow_serving_writes_them():
+    bucket = SERVING + "runtime_latency_bucket"
+    limits = [line for line in used().page().decode().splitlines() if line.startswith(bucket)]
+    found = [line.partition('le="')[2].partition('"')[0] for line in limits]
+    assert found[:6] == ["10", "18", "32.4", "58.32", "104.976", "188.957"]
+    assert found[-2:] == ["1.47476e+09", "+Inf"]
 
 
 def test_prometheus_reads_the_page():

@@ -24,7 +24,8 @@ class Batching:
         batch_timeout_micros: how long a batch waits to be filled from its first request on.
         max_enqueued_batches: batches that may wait; beyond them requests are rejected.
         num_batch_threads: batches run at a time; 0 for one per core.
-        allowed_batch_sizes: sizes that batches are padded to, rising; none for any size.
+        allowed_batch_sizes: sizes that batches are padded to, rising to max_batch_size also where
+            requests are split; none for any size.
         max_execution_batch_size: images in a batch at the most, larger requests being split
             (`enable_large_batch_splitting`); 0 where none is split.
     """
@@ -54,11 +55,10 @@ class Batching:
         sizes = self.allowed_batch_sizes
         if any(a >= b for a, b in itertools.pairwise(sizes)):
             raise TFSError(f"allowed_batch_sizes {sizes} must rise")
-        limit = "max_execution_batch_size" if self.max_execution_batch_size else "max_batch_size"
-        if sizes and (sizes[0] < 1 or sizes[-1] != self.largest):
+        if sizes and (sizes[0] < 1 or sizes[-1] != self.max_batch_size):
             raise TFSError(
-                f"allowed_batch_sizes {sizes} must end with {limit}, {self.largest}, "
-                "and be at least 1"
+                f"allowed_batch_sizes {sizes} must end with max_batch_size, "
+                f"{self.max_batch_size}, and be at least 1"
             )
 
     @property

@@ -71,8 +71,9 @@ UNTUNED = {
 def sized(largest: int, micros: int, threads: int) -> Batching:
     """Batches of powers of two, which a model can be warmed up with; larger requests are split."""
     sizes = tuple(2**n for n in range(largest.bit_length()))
-    split = largest if largest < REQUEST else 0
-    return Batching(max(largest, REQUEST), micros, 1000, threads, sizes, split)
+    if largest >= REQUEST:
+        return Batching(largest, micros, 1000, threads, sizes)
+    return Batching(REQUEST, micros, 1000, threads, (*sizes, REQUEST), largest)
 
 
 def scaled(setting: Setting, measured: int, cores: int) -> Setting:
