@@ -105,8 +105,8 @@ def serve(flags: argparse.Namespace, stop: threading.Event) -> None:
     repository.start()
     if stop.is_set():
         return
-    if flags.model_config_file and flags.model_config_file_poll_wait_seconds:
-        seconds = flags.model_config_file_poll_wait_seconds
+    seconds = flags.model_config_file_poll_wait_seconds
+    if flags.model_config_file and seconds > 0:
         follow(repository, flags.model_config_file, seconds, stop)
     server, port = grpc_api.start_server(repository, metrics, options)
     logging.info("Running gRPC ModelServer at 0.0.0.0:%d ...", port)

@@ -217,10 +217,8 @@ class Servable:
                         f"({MAX_WARM_UP_RECORDS}) at {file}"
                     )
         except tf.errors.DataLossError as error:
-            raise ServingError(
-                Code.DATA_LOSS,
-                f"{translate(error).message}. Please verify your warmup data is in TFRecord format.",
-            ) from error
+            words = "Please verify your warmup data is in TFRecord format."
+            raise ServingError(Code.DATA_LOSS, f"{translate(error).message}. {words}") from error
         self._metrics.warm_up(str(self._path), "OK", time.perf_counter() - started, records)
 
     def _replay(self, log: prediction_log_pb2.PredictionLog) -> None:

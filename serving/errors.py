@@ -84,6 +84,8 @@ def translate(error: Exception) -> ServingError:
     """Any error as a `ServingError`: TensorFlow's keep their code, others are INTERNAL."""
     if isinstance(error, ServingError):
         return error
+    if isinstance(error, ConfigError):  # of a version's own file
+        return invalid_argument(str(error))
     if isinstance(error, tf.errors.OpError):
         return ServingError(Code(error.error_code), _essence(error.message))
     return ServingError(Code.INTERNAL, f"{type(error).__name__}: {first_line(error)}")

@@ -39,6 +39,9 @@ _MEANINGLESS = {
 }
 
 
+_NO_INT32 = 2**31  # gRPC takes numbers below it
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
@@ -67,12 +70,14 @@ def _channel_arguments(text: str) -> list[tuple[str, int | str]]:
         key, equals, value = pair.partition("=")
         if not equals:
             raise argparse.ArgumentTypeError(f"{pair!r} is not name=value")
-        pairs.append((key, int(value) if value.lstrip("-").isdigit() else value))
+        number = int(value) if value.removeprefix("-").isdigit() else _NO_INT32
+        pairs.append((key, number if abs(number) < _NO_INT32 else value))
     return pairs
 
 
 _count = _whole
 _micros = functools.partial(_whole, least=-(2**63), most=2**63 - 1)
+_seconds = functools.partial(_whole, least=-(2**31))
 _port = functools.partial(_whole, most=65535)
 _positive = functools.partial(_whole, least=1)
 
@@ -102,7 +107,8 @@ def _parser() -> _Parser:
     add("--model_base_path", help="directory that holds its version directories; absolute")
     text = "models.config: the two flags above are then ignored"
     add("--model_config_file", type=Path, help=text)
-    add("--model_config_file_poll_wait_seconds", type=_count, default=0, help="0: read it once")
+    text = "0 and below: read it once"
+    add("--model_config_file_poll_wait_seconds", type=_seconds, default=0, help=text)
     text = "let a label be for a version that is not loaded yet, if it was for no other"
     add_switch("--allow_version_labels_for_unavailable_models", text)
     add_switch("--enable_batching", "merge concurrent requests into batches")
@@ -156,8 +162,7 @@ def _check_together(parser: argparse.ArgumentParser, flags: argparse.Namespace) 
     parallelism = ("session", "intra_op", "inter_op")
     if all(getattr(flags, f"tensorflow_{name}_parallelism") for name in parallelism):
         parser.error("--tensorflow_session_parallelism stands for both of the others: leave it out")
-    for name in ("batching_parameters_file", "enable_per_model_batching_parameters"):
-        if getattr(flags, name) and not flags.enable_batching:
-            parser.error(f"--{name} needs --enable_batching")
+    if flags.batching_parameters_file and not flags.enable_batching:
+        parser.error("--batching_parameters_file needs --enable_batching")
     if flags.rest_api_port == flags.port:
         parser.error("--rest_api_port cannot be same as --port")

@@ -6,7 +6,7 @@ Numbers go through numpy as one flat list, so that an image of nested lists take
 import base64
 import itertools
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -25,25 +25,19 @@ from serving.json_text import (
     type_name,
 )
 
+MAX_DIMENSIONS = 64  # numpy's
 ROWS, COLUMNS = "instances", "inputs"
 _ANSWER_KEYS = {ROWS: "predictions", COLUMNS: "outputs"}
 
 
-class _Kind(NamedTuple):
-    """What JSON values an input's dtype takes."""
-
-    types: frozenset[type]
-    largest: int | None = None  # integer that a float stands for without loss
-
-
-_NUMBERS, _INTEGERS = frozenset({int, float}), frozenset({int})
-_KINDS = {
-    types_pb2.DT_FLOAT: _Kind(_NUMBERS, 2**24 - 1),
-    types_pb2.DT_DOUBLE: _Kind(_NUMBERS, 2**53 - 1),
-    types_pb2.DT_BOOL: _Kind(frozenset({bool})),
-    types_pb2.DT_STRING: _Kind(frozenset({str, dict})),
+# dtype -> the JSON values that it takes, and is written as.
+_TYPES: dict[int, set[type]] = {
+    types_pb2.DT_FLOAT: {int, float},
+    types_pb2.DT_DOUBLE: {int, float},
+    types_pb2.DT_BOOL: {bool},
+    types_pb2.DT_STRING: {str, dict},
 } | {
-    types_pb2.DataType.Value(f"DT_{name}"): _Kind(_INTEGERS)
+    types_pb2.DataType.Value(f"DT_{name}"): {int}
     for name in ("INT8", "INT16", "INT32", "INT64", "UINT8", "UINT32", "UINT64")
 }
 
@@ -95,7 +89,7 @@ def _from_rows(body: dict[str, Any], dtypes: dict[str, int]) -> dict[str, np.nda
         raise refused(body, f"Expecting '{ROWS}' to be an list/array")
     if not rows:
         raise refused(body, f"No values in '{ROWS}' array")
-    if not isinstance(rows[0], dict) and len(dtypes) > 1:
+    if not is_named(rows[0]) and len(dtypes) > 1:
         raise invalid_argument(
             f"instances is a plain list, but objects with the keys {','.join(dtypes)} are expected"
         )
@@ -156,19 +150,18 @@ def _check_item(
 def _tensor(value: Any, dtype: int) -> np.ndarray:
     """A value or nested lists as an array; strings as an object array of bytes."""
     shape, flat = _flatten(value)
-    kind = _KINDS.get(dtype)
-    if kind is None and flat:
+    types = _TYPES.get(dtype)
+    if types is None and flat:
         raise ServingError(
             Code.UNIMPLEMENTED,
             f"Conversion of JSON Value: {show(flat[0])} to type: {_dtype_name(dtype)}",
         )
-    types = set(map(type, flat))
-    if kind and not types <= kind.types:
-        raise _wrong_type(next(x for x in flat if type(x) not in kind.types), dtype)
-    if kind and kind.largest and int in types:
-        _check_lossless(flat, kind.largest, dtype)
+    if types and not set(map(type, flat)) <= types:
+        raise _wrong_type(next(x for x in flat if type(x) not in types), dtype)
     if dtype == types_pb2.DT_STRING:
         flat = [to_bytes(x) for x in flat]
+    if len(shape) > MAX_DIMENSIONS:
+        raise invalid_argument(f"tensor parsing error: {len(shape)} dimensions")
     try:
         with np.errstate(over="ignore"):  # 1e39 is a float32's infinity
             return np.array(flat, tf.as_dtype(dtype).as_numpy_dtype).reshape(shape)
@@ -200,17 +193,6 @@ def _flatten(value: Any) -> tuple[list[int], list[Any]]:
             f"Encountered list at unexpected level: {len(shape)} expected < {len(shape)}"
         )
     return shape, flat
-
-
-def _check_lossless(flat: list[Any], largest: int, dtype: int) -> None:
-    if max(map(abs, flat)) <= largest:  # nearly always; false with a NaN too
-        return
-    for value in flat:
-        if isinstance(value, int) and abs(value) > largest:
-            raise invalid_argument(
-                f"Cannot convert JSON value: {value} to {_dtype_name(dtype)} without loss of "
-                "precision."
-            )
 
 
 def _dtype_name(dtype: int) -> str:
@@ -253,14 +235,13 @@ def _check_batch(outputs: Mapping[str, np.ndarray]) -> None:
 def _plain(name: str, array: np.ndarray) -> Any:
     """An array as JSON's nested lists."""
     dtype = tf.as_dtype(array.dtype) if array.dtype != object else tf.string
+    if dtype.as_datatype_enum not in _TYPES and array.size:
+        name = _dtype_name(dtype.as_datatype_enum)
+        raise invalid_argument(f"Failed to write JSON value for tensor type: {name}")
     if dtype == tf.string:
         write: Callable[[bytes], Any] = _base64_object if name.endswith("_bytes") else _decode
         return np.frompyfunc(write, 1, 1)(array).tolist() if array.ndim else write(array.item())
-    if dtype.is_floating:
-        return shortest(array)
-    if dtype.is_integer or dtype.is_bool:
-        return array.tolist()
-    raise invalid_argument(f"Failed to write JSON value for tensor type: {dtype.name}")
+    return shortest(array) if dtype.is_floating else array.tolist()
 
 
 def _base64_object(value: bytes) -> dict[str, str]:

@@ -15,7 +15,6 @@ from serving.errors import ConfigError, ServingError, invalid_argument
 
 TENSORFLOW = "tensorflow"
 _Policy: TypeAlias = FileSystemStoragePathSourceConfig.ServableVersionPolicy
-_DEPRECATED_TYPES = {model_server_config_pb2.ModelType.TENSORFLOW: TENSORFLOW}
 
 
 @dataclass(frozen=True)
@@ -89,6 +88,10 @@ def from_messages(configs: Iterable[model_server_config_pb2.ModelConfig]) -> lis
             raise invalid_argument(
                 f"Illegal to list model {config.name} multiple times in config list"
             )
+        if config.HasField("logging_config"):
+            raise invalid_argument(
+                f"Model {config.name} has a logging_config: No request-logger-creator provided."
+            )
         if config.model_type and config.model_platform:
             raise invalid_argument(
                 "Illegal setting both ModelServerConfig::model_type (deprecated) and "
@@ -99,9 +102,16 @@ def from_messages(configs: Iterable[model_server_config_pb2.ModelConfig]) -> lis
             Path(config.base_path.removeprefix("file://")),
             config.model_version_policy,
             dict(config.version_labels),
-            config.model_platform or _DEPRECATED_TYPES.get(config.model_type, ""),
+            config.model_platform or _platform(config.model_type),
         )
     return list(models.values())
+
+
+def _platform(model_type: int) -> str:
+    """By the number that was used before platforms had names."""
+    if model_type == model_server_config_pb2.ModelType.OTHER:
+        raise invalid_argument(f"ModelServerConfig::model_type choice {model_type} not supported.")
+    return TENSORFLOW if model_type == model_server_config_pb2.ModelType.TENSORFLOW else ""
 
 
 def check_platforms(models: list[ModelConfig], served: dict[str, ModelConfig]) -> None:

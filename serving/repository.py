@@ -8,6 +8,7 @@ tried again, and never takes the place of one that serves.
 import contextlib
 import gc
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -155,13 +156,12 @@ class Repository:
         """
         with self._lock:
             model = self._models.get(name) or self._gone.get(name)
-            if model is None or not model.versions:
-                raise not_found(f"Could not find any versions of model {name}")
-            if version is None:
-                return [model.versions[n] for n in sorted(model.versions, reverse=True)]
-            if version not in model.versions:
-                raise not_found(f"Could not find version {version} of model {name}")
-            return [model.versions[version]]
+            versions = model.versions if model else {}
+            found = sorted(versions, reverse=True) if version is None else [version]
+            if not found or found[0] not in versions:
+                what = "any versions" if version is None else f"version {version}"
+                raise not_found(f"Could not find {what} of model {name}")
+            return [versions[number] for number in found]
 
     def reload(self, models: list[ModelConfig], deadline: float | None = None) -> None:
         """Serve other models, versions or labels from now on, and load them; all of it or nothing.
@@ -211,16 +211,19 @@ class Repository:
             waiting = [model for model in models if not model.available()]
             hopeless = [version for model in waiting for version in self._hopeless(model)]
             if hopeless:
+                kind = "servable" if deadline is None else "model"
                 raise ServingError(
                     Code.UNKNOWN,
-                    f"{len(hopeless)} servable(s) did not become available: {', '.join(hopeless)}",
+                    f"{len(hopeless)} {kind}(s) did not become available: "
+                    f"{{{', '.join(hopeless)}, }}",
                 )
             if not waiting:
                 return
-            if deadline is not None and time.monotonic() >= deadline:
+            end = math.inf if deadline is None else deadline
+            self._stop.wait(min(self._polling.seconds or 1.0, max(0.0, end - time.monotonic())))
+            if time.monotonic() >= end:
                 missing = ", ".join(model.config.name for model in waiting)
                 raise ServingError(Code.DEADLINE_EXCEEDED, f"no version yet of {missing}")
-            self._stop.wait(self._polling.seconds or 1.0)
 
     def poll(self, deadline: float | None = None) -> None:
         """Look at every base path once, and load and unload as the policies say.
@@ -259,8 +262,10 @@ class Repository:
             for number in wanted:
                 self._load_if_due(model, number, found[number])
             available = [version.number for version in model.available()]
-            if wanted and not set(wanted) & set(available):
-                wanted = wanted + available  # the old version serves until a new one can
+            if available and wanted and not set(wanted) & set(available):
+                # The highest old version serves until a new one can
+                # (core/availability_preserving_policy.cc).
+                wanted = [*wanted, max(available)]
             self._unload_all_but(model, wanted)
         if self._garbage:
             # TensorFlow's functions are in reference cycles, and their weights with them.
@@ -368,8 +373,8 @@ class Repository:
         if any(version.failures <= self._polling.load_retries for version in failed):
             return []
         return [
-            f"{{name: {model.config.name} version: {version.number}}} due to error: "
-            f"{version.error.code.name}: {version.error}"
+            f"{{{{name: {model.config.name} version: {version.number}}} due to error: "
+            f"{version.error.code.name}: {version.error}}}"
             for version in failed
             if version.error
         ]
@@ -415,6 +420,6 @@ def _versions_in(base_path: Path) -> dict[int, Path]:
     Raises:
         OSError: there is no such base path, or it cannot be read.
     """
-    names = {path.name: path for path in base_path.iterdir() if path.is_dir()}
+    names = {path.name: path for path in sorted(base_path.iterdir()) if path.is_dir()}
     numbers = {int(n): path for n, path in names.items() if n.isascii() and n.isdigit()}
     return {number: path for number, path in numbers.items() if number <= MAX_VERSION}

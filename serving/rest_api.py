@@ -256,7 +256,7 @@ def _target(method: str, uri: str) -> _Target:
 
 
 def _preflight(request: Request) -> bytes:
-    if not re.match("https?://", request.headers.get("Origin", "")):
+    if not re.search("https?://", request.headers.get("Origin", "")):
         raise invalid_argument("Origin header is missing in CORS preflight")
     return b""
 

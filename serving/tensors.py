@@ -38,12 +38,24 @@ _FIELDS = {
 _BY_ENUM = {dtype.as_datatype_enum: (dtype.as_numpy_dtype, f) for dtype, f in _FIELDS.items()}
 _BY_NUMPY = {np.dtype(kind): (enum, f) for enum, (kind, f) in _BY_ENUM.items()}
 _HALVES = {types_pb2.DT_HALF, types_pb2.DT_BFLOAT16}
+# The fields' numbers in numpy, parts of complex ones too.
+_NUMPY = {
+    "float_val": np.float32,
+    "double_val": np.float64,
+    "int_val": np.int32,
+    "int64_val": np.int64,
+    "uint32_val": np.uint32,
+    "uint64_val": np.uint64,
+    "bool_val": np.bool_,
+    "half_val": np.int32,
+    "scomplex_val": np.float32,
+    "dcomplex_val": np.float64,
+}
 # What protobuf packs as numpy does: these fields' tags, on the wire (protobuf.dev/…/encoding).
 _PACKED = {
     field: bytes([tensor_pb2.TensorProto.DESCRIPTOR.fields_by_name[field].number << 3 | 2])
     for field in ("float_val", "double_val", "bool_val", "scomplex_val", "dcomplex_val")
 }
-_COMPLEX_PARTS = {types_pb2.DT_COMPLEX64: np.float32, types_pb2.DT_COMPLEX128: np.float64}
 
 
 def dtype_of(array: np.ndarray) -> int:
@@ -79,14 +91,13 @@ def _from_proto(proto: tensor_pb2.TensorProto) -> np.ndarray:
         if dtype == np.bool_ and values.view(np.uint8).max() > 1:
             raise ValueError("neither false nor true")
         return values.reshape(shape)
-    given = getattr(proto, field)
+    given = np.array(getattr(proto, field), _NUMPY[field])
     if proto.dtype in _HALVES:
-        values = np.array(given).astype(np.uint16).view(dtype)
-    elif proto.dtype in _COMPLEX_PARTS:
-        pairs = len(given) // 2
-        values = np.array(given[: 2 * pairs], _COMPLEX_PARTS[proto.dtype]).view(dtype)
+        values = given.astype(np.uint16).view(dtype)
+    elif np.issubdtype(dtype, np.complexfloating):
+        values = given[: len(given) // 2 * 2].view(dtype)
     else:
-        values = np.array(given).astype(dtype)  # what does not fit wraps round, as in C++
+        values = given.astype(dtype)  # what does not fit wraps round, as in C++
     return _fill(values, 0, elements).reshape(shape)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import psutil
 import pytest
 import tensorflow as tf
+from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow_serving.apis import inference_pb2, prediction_log_pb2
 
 from serving.batching import BatchingParameters
@@ -61,6 +62,54 @@ def test_what_is_not_accepted_is_named(affine, arguments, code, words):
     with pytest.raises(ServingError, match=words) as caught:
         affine.predict(*arguments)
     assert caught.value.code is code
+
+
+def with_default(tmp_path) -> Servable:
+    """y = x * factor + shift, of which factor has a default, 10."""
+    module = tf.Module()
+    module.call = tf.function(
+        lambda x, factor, shift: {"y": x * factor + shift},
+        input_signature=[tf.TensorSpec([None], tf.float32, n) for n in ("x", "factor", "shift")],
+    )
+    tf.saved_model.save(module, str(tmp_path), signatures=module.call)
+    file = tmp_path / "saved_model.pb"
+    saved = saved_model_pb2.SavedModel.FromString(file.read_bytes())
+    signature = saved.meta_graphs[0].signature_def["serving_default"]
+    signature.defaults["factor"].CopyFrom(tf.make_tensor_proto([10.0]))
+    file.write_bytes(saved.SerializeToString())
+    return Servable("scaled", 1, tmp_path)
+
+
+def test_what_is_not_sent_may_have_a_default(tmp_path):
+    servable, one = with_default(tmp_path), np.ones(1, np.float32)
+    assert servable.predict({"x": one, "shift": one})["y"].tolist() == [11]
+    assert servable.predict({"x": one, "shift": one, "factor": one})["y"].tolist() == [2]
+    for inputs, words in (
+        ({}, "input alias: shift"),
+        ({"x": one}, "input alias: shift"),
+        ({"x": one, "zzz": one}, "input alias: shift"),
+        ({"x": one, "shift": one, "zzz": one},
+         "contains invalid name. Used request inputs: shift,x, request input: shift,x,zzz"),
+        ({"x": one, "shift": one, "factor": one, "zzz": one}, "size does not match.*4!=3"),
+    ):  # fmt: skip
+        with pytest.raises(ServingError, match=words) as caught:
+            servable.predict(inputs)
+        assert caught.value.code is Code.INVALID_ARGUMENT
+
+
+def test_outputs_are_looked_for_before_dtypes(affine):
+    with pytest.raises(ServingError, match="alias not found in signature: zzz"):
+        affine.predict({"x": X.astype(float)}, output_filter=["zzz"])
+
+
+@pytest.mark.parametrize("batching", [ALONE, BATCHING], ids=["alone", "batched"])
+def test_what_took_longer_than_its_deadline_is_no_answer(batching):
+    path = Path(__file__).parent / "conformance" / "models" / "slow" / "1"  # a quarter of a second
+    slow = Servable("slow", 1, path, Settings(batching))
+    slow.predict({"x": X})
+    with pytest.raises(ServingError, match="Timed out") as caught:
+        slow.predict({"x": X}, deadline=time.monotonic() + 0.1)
+    assert caught.value.code is Code.DEADLINE_EXCEEDED
 
 
 def test_a_wrong_dtype_is_named(add_version):

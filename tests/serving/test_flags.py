@@ -87,7 +87,6 @@ def test_an_unknown_flag_near_to_none_is_named(capsys):
     [
         ([], "give either --model_base_path or --model_config_file"),
         ([BASE, "--batching_parameters_file=/b"], "needs --enable_batching"),
-        ([BASE, "--enable_per_model_batching_parameters"], "needs --enable_batching"),
         (
             [
                 BASE,

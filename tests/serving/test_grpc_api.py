@@ -201,6 +201,50 @@ def test_multi_inference_answers_every_task_on_the_same_examples(recorded):
             assert words in details
 
 
+def test_a_long_error_keeps_its_code_and_is_cut(prediction):
+    long = request(x=[1])
+    long.model_spec.signature_name = "é" * 20_000
+    code, details = code_of(lambda: prediction.Predict(long, timeout=TIMEOUT))
+    assert code is grpc.StatusCode.FAILED_PRECONDITION
+    assert details.startswith('Serving signature key "é')
+    assert details.endswith("é...TRUNCATED")
+    assert len(details.encode()) in (1023 + 12, 1024 + 12)
+
+
+@pytest.mark.parametrize("signature", ["classify", "regress"])
+def test_an_operations_words_need_be_no_text(recorded, signature):
+    junk = predict_pb2.PredictRequest()
+    junk.model_spec.name, junk.model_spec.signature_name = "affine", signature
+    junk.inputs["inputs"].CopyFrom(tf.make_tensor_proto([b"\x89PNG"]))
+    with serving(recorded) as port, prediction_of(f"localhost:{port}") as stub:
+        code, details = code_of(lambda: stub.Predict(junk, timeout=TIMEOUT))
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    assert "Could not parse example input, value: '\ufffdPNG'" in details
+
+
+def test_what_is_missing_is_named_before_anything_else(prediction):
+    no_model = get_model_metadata_pb2.GetModelMetadataRequest()
+    several = inference_pb2.MultiInferenceRequest(input=examples(1))
+    several.tasks.add(method_name="tensorflow/serving/regress")
+    second = inference_pb2.MultiInferenceRequest(input=examples(1))
+    second.tasks.add(method_name="tensorflow/serving/regress").model_spec.name = "affine"
+    second.tasks.add(method_name="tensorflow/serving/regress")
+    second.tasks[0].model_spec.signature_name = "serving_default"
+    broken = request(x=[1])
+    broken.model_spec.signature_name = "nope"
+    broken.inputs["x"].tensor_shape.dim[0].size = -1
+    found = [
+        code_of(lambda: prediction.GetModelMetadata(no_model, timeout=TIMEOUT)),
+        code_of(lambda: prediction.MultiInference(several, timeout=TIMEOUT)),
+        code_of(lambda: prediction.Predict(broken, timeout=TIMEOUT)),
+    ]
+    assert found == [
+        (grpc.StatusCode.INVALID_ARGUMENT, "Missing ModelSpec"),
+        (grpc.StatusCode.INVALID_ARGUMENT, "ModelSpec has no name specified."),
+        (grpc.StatusCode.FAILED_PRECONDITION, 'Serving signature key "nope" not found.'),
+    ]
+
+
 def test_metadata_has_the_signatures(prediction):
     asked = get_model_metadata_pb2.GetModelMetadataRequest(metadata_field=["signature_def"])
     asked.model_spec.name = "affine"
@@ -231,7 +275,7 @@ def test_status_lists_versions_with_their_errors(served, tmp_path):
     state = get_model_status_pb2.ModelVersionStatus.State
     newest, oldest = response.model_version_status
     assert (newest.version, newest.state) == (2, state.END)
-    assert "Could not find SavedModel" in newest.status.error_message
+    assert "does not appear to contain a SavedModel" in newest.status.error_message
     assert newest.status.error_code == 5
     assert (oldest.version, oldest.state) == (1, state.AVAILABLE)
     assert not oldest.status.error_message

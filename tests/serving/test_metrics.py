@@ -119,11 +119,11 @@ def test_a_batch_is_counted_with_its_padding():
 
 def test_a_batch_that_fails_is_counted_and_so_is_each_input():
     def fail(*_) -> list[np.ndarray]:
-        raise ValueError
+        raise ValueError("broken")
 
     metrics = Metrics()
     batcher = Batcher(fail, BatchingParameters(8, 1000), metrics)
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="broken"):
         batcher({"x:0": np.zeros((3, 2)), "y:0": np.zeros(3)}, ["z:0"])
     found = samples(metrics)
     assert found[BATCHING + "wrapped_run_count"] == 1

@@ -54,6 +54,10 @@ def test_policies_choose_among_what_is_there(tmp_path, policy, wanted):
          "m requests unsupported platform torch"),
         ('model_config_list { config { name: "m" base_path: "/m" model_platform: "tensorflow" '
          "model_type: TENSORFLOW } }", "setting both .* is m"),
+        ('model_config_list { config { name: "m" base_path: "/m" model_type: OTHER } }',
+         "model_type choice 2 not supported"),
+        ('model_config_list { config { name: "m" base_path: "/m" logging_config {} } }',
+         "m has a logging_config: No request-logger-creator"),
         ("custom_model_config {}", "custom_model_config cannot be served"),
         ('model_config_list { config { name: "m" base_path: "/a" } '
          'config { name: "m" base_path: "/b" } }', "list model m multiple times"),

@@ -61,6 +61,17 @@ def test_a_broken_version_does_not_replace_a_good_one(repository, add_version, t
     assert answer(served) == (1, 3)
 
 
+def test_of_the_old_versions_the_highest_waits_for_a_new_one(repository, add_version, tmp_path):
+    add_version(1, 2.0)
+    add_version(2, 3.0)
+    served = repository(policy=config_of(tmp_path, {}, 1, 2).policy)
+    served.start()
+    (tmp_path / "affine" / "9").mkdir()
+    served.reload([config_of(tmp_path, {}, 9)])
+    assert states(served) == {9: State.END, 2: State.AVAILABLE, 1: State.END}
+    assert answer(served) == (2, 4)
+
+
 def test_a_failed_version_is_tried_again(repository, add_version, tmp_path):
     add_version(1)
     served = repository(Polling(seconds=0, load_retries=1, retry_seconds=0))
@@ -172,7 +183,9 @@ def test_what_is_not_served_is_not_found(repository, add_version):
 
 def test_a_start_with_nothing_but_a_broken_version_fails(repository, tmp_path):
     (tmp_path / "affine" / "1").mkdir(parents=True)
-    with pytest.raises(ConfigError, match=r"affine version: 1} .*: Could not find .*: remove or"):
+    with pytest.raises(
+        ConfigError, match=r"(?s)\{\{\{name: affine version: 1\} due.*SavedModel.*: remove or"
+    ):
         repository().start()
 
 
@@ -193,6 +206,13 @@ def test_a_start_waits_for_a_first_version_and_watches_from_then(add_version, tm
         time.sleep(0.05)
     stop.set()
     assert answer(served) == (2, 4)
+
+
+def test_a_version_that_is_not_there_is_named(repository):
+    with pytest.raises(ServingError, match="version 9 of model nope"):
+        repository().status("nope", 9)
+    with pytest.raises(ServingError, match="any versions of model nope"):
+        repository().status("nope")
 
 
 def test_directories_are_versions_by_their_number(repository, add_version, tmp_path):
@@ -288,7 +308,7 @@ def test_a_path_that_cannot_be_ends_no_thread(add_version, tmp_path):
     stop, good = threading.Event(), ModelConfig("affine", tmp_path / "affine")
     served = Repository([good], Servable, Polling(0.05, 0), stop)
     served.start()
-    with pytest.raises(ServingError, match="bad"):
+    with pytest.raises(ServingError, match="no version yet of bad"):
         served.reload([good, ModelConfig("bad", tmp_path / "a\0b")], time.monotonic() + 0.2)
     add_version(2)
     deadline = time.monotonic() + 30

@@ -63,6 +63,7 @@ def tensor(dtype: int, dims: list[int], **fields):
         (tensor(types_pb2.DT_FLOAT, [3], float_val=[1, 2]), [1, 2, 2]),
         (tensor(types_pb2.DT_FLOAT, [2], float_val=[1, 2, 3]), [1, 2]),
         (tensor(types_pb2.DT_FLOAT, [2]), [0, 0]),
+        (tensor(types_pb2.DT_UINT64, [3], uint64_val=[1, 2**64 - 1]), [1, 2**64 - 1, 2**64 - 1]),
         (tensor(types_pb2.DT_STRING, [2]), [b"", b""]),
         (tensor(types_pb2.DT_STRING, [3], string_val=[b"a", b"b"]), [b"a", b"b", b"b"]),
         (tensor(types_pb2.DT_BOOL, [2], bool_val=[True]), [True, True]),

@@ -40,25 +40,29 @@ def ssl_config(path: Path, issued: trustme.LeafCert, *, trusted: trustme.CA | No
 
 
 @contextlib.contextmanager
-def serving(repository, add_version, config: Path) -> Iterator[int]:
+def serving(repository, add_version, config: Path) -> Iterator[str]:
+    """Yields its address; on a UNIX socket beside the file it answers as well."""
     add_version(1)
     served = repository()
     served.start()
-    options = Options(credentials=main._credentials(config))
+    socket = str(config.with_name("socket"))
+    options = Options(socket_path=socket, credentials=main._credentials(config))
     server, port = grpc_api.start_server(served, Metrics(), options)
     try:
-        yield port
+        yield f"localhost:{port}"
     finally:
         server.stop(0).wait(TIMEOUT)
 
 
-def state(port: int, credentials: grpc.ChannelCredentials | None) -> int:
+def state(address: str, credentials: grpc.ChannelCredentials | None) -> int:
     """A model's state, asked for with these credentials, or in plain text."""
     asked = get_model_status_pb2.GetModelStatusRequest()
     asked.model_spec.name = "affine"
-    address = f"localhost:{port}"
+    named = (("grpc.ssl_target_name_override", "localhost"),)  # a socket's path is no host
     made = (
-        grpc.secure_channel(address, credentials) if credentials else grpc.insecure_channel(address)
+        grpc.secure_channel(address, credentials, named)
+        if credentials
+        else grpc.insecure_channel(address)
     )
     with made as channel:
         stub = model_service_pb2_grpc.ModelServiceStub(channel)
@@ -81,12 +85,13 @@ def test_who_trusts_the_servers_certificate_is_answered(
     config = ssl_config(tmp_path / "ssl.config", authority.issue_cert("localhost"))
     trusting = grpc.ssl_channel_credentials(authority.cert_pem.bytes())
     another = grpc.ssl_channel_credentials(trustme.CA().cert_pem.bytes())
-    with serving(repository, add_version, config) as port:
-        assert state(port, trusting) == AVAILABLE
-        with refused():
-            state(port, another)
-        with refused():
-            state(port, None)
+    with serving(repository, add_version, config) as address:
+        for each in (address, f"unix:{tmp_path}/socket"):
+            assert state(each, trusting) == AVAILABLE
+            with refused():
+                state(each, another)
+            with refused():
+                state(each, None)
 
 
 def test_a_client_shows_a_certificate_of_whom_the_server_trusts(
@@ -104,12 +109,12 @@ def test_a_client_shows_a_certificate_of_whom_the_server_trusts(
             own.cert_chain_pems[0].bytes(),
         )
 
-    with serving(repository, add_version, config) as port:
-        assert state(port, with_certificate_of(clients)) == AVAILABLE
+    with serving(repository, add_version, config) as address:
+        assert state(address, with_certificate_of(clients)) == AVAILABLE
         with refused():
-            state(port, with_certificate_of(trustme.CA()))
+            state(address, with_certificate_of(trustme.CA()))
         with refused():
-            state(port, grpc.ssl_channel_credentials(authority.cert_pem.bytes()))
+            state(address, grpc.ssl_channel_credentials(authority.cert_pem.bytes()))
 
 
 @pytest.mark.parametrize(
