@@ -91,7 +91,7 @@ def _from_proto(proto: tensor_pb2.TensorProto) -> np.ndarray:
         if dtype == np.bool_ and values.view(np.uint8).max() > 1:
             raise ValueError("neither false nor true")
         return values.reshape(shape)
-    given = np.array(getattr(proto, field), _NUMPY[field])
+    given: np.ndarray = np.array(getattr(proto, field), _NUMPY[field])
     if proto.dtype in _HALVES:
         values = given.astype(np.uint16).view(dtype)
     elif np.issubdtype(dtype, np.complexfloating):

@@ -270,9 +270,8 @@ def _measured(
 def command(batching: Batching | None) -> str:
     """What measures all that a plan needs."""
     sizes = (batching.allowed_batch_sizes or (1, batching.largest)) if batching else (1,)
-    sizes = [size for size in sizes if not batching or size <= batching.largest]
     busy = _callers_that_keep_all_busy(batching)
-    each = ",".join(map(str, sizes))
+    each = ",".join(str(n) for n in sizes if not batching or n <= batching.largest)
     return f"tfs bench --concurrency 1,{busy} --batch {each} --output FOLDER"
 
 
