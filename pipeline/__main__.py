@@ -194,7 +194,7 @@ def benchmark_server(options: Namespace) -> None:
     """Measure the embedded server beside the same SavedModel in process"""
     from pipeline.server_benchmark import compare
 
-    compare.benchmark(options.rounds, options.seconds, options.output)
+    compare.benchmark(options.rounds, options.seconds, options.precision, options.output)
 
 
 def demo(options: Namespace) -> None:
@@ -229,7 +229,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "--init-from": {"help": "run folder or weights file whose weights to start from"},
     "--freeze": {"help": f"last stage that keeps its weights: {', '.join(config.STAGES)}"},
     "--precision": {
-        "help": f"of training: {', '.join(config.PRECISIONS)}; of an export: fp32, bf16, int8"
+        "help": f"of training: {', '.join(config.PRECISIONS)}; of an export, and of what is "
+        "served: fp32, bf16, int8"
     },
     "--strategy": {"help": f"tf.distribute strategy: {', '.join(config.STRATEGIES)}"},
     "--seed": {"type": int, "help": "of weights, order and augmentation"},
@@ -328,7 +329,7 @@ STAGES = {
     tune: ("--dataset", "--data-dir", "--repository", "flags"),
     benchmark_training: ("--data-dir", "--mirror", "--rounds", "--seconds", "--output"),
     benchmark_graph: ("--rounds", "--seconds", "--output"),
-    benchmark_server: ("--rounds", "--seconds", "--output"),
+    benchmark_server: ("--rounds", "--seconds", "--precision", "--output"),
     demo: ("--data-dir", "--mirror", "--runs", "--repository"),
 }
 

@@ -1,6 +1,6 @@
 """Let the embedded server and the same SavedModel in process take turns; print what came of it.
 
-    make benchmark-server [FLAGS="--rounds 5 --output docs/server-benchmark.md"]
+    make benchmark-server [FLAGS="--rounds 5 --precision int8 --output docs/server-benchmark.md"]
 
 prints Markdown: images served per second at saturation beside the best in-process throughput of the
 same file, in each precision; the 99th percentile at half that load; requests per second of a
@@ -33,7 +33,7 @@ from tfs_client.bench.setting import setting_of
 from tfs_client.bench.tune import shares
 
 from pipeline import files
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, choice
 from pipeline.local_server import BATCHING_CONFIG, batching_flags
 from pipeline.server_benchmark.in_process_worker import SHAPES, name
 from pipeline.server_benchmark.models import EXPORT, LINE, PRECISIONS
@@ -75,17 +75,23 @@ class Measured:
     verdicts: set[str] = field(default_factory=set)
 
 
-def benchmark(rounds: int, seconds: float, output: Path | None = None) -> None:
+def benchmark(
+    rounds: int, seconds: float, precision: str | None = None, output: Path | None = None
+) -> None:
     """Measure everything and print what came of it.
 
     Args:
         rounds: how often each server has its turn.
         seconds: how long a turn is.
+        precision: the only one to measure GoogLeNet in; None for all.
         output: file to write the same text into.
 
     Raises:
-        PipelineError: no rounds or no time to measure in, or a server does not start.
+        PipelineError: no rounds or no time to measure in, no such precision, or a server does not
+            start.
     """
+    if precision not in (None, *PRECISIONS):
+        raise choice("precision", str(precision), PRECISIONS)
     if rounds < 1 or not seconds > 0:
         raise PipelineError(f"{rounds} rounds of {seconds:g} seconds measure nothing")
     if output:
@@ -97,8 +103,8 @@ def benchmark(rounds: int, seconds: float, output: Path | None = None) -> None:
         )
         sections = [
             line
-            for precision in PRECISIONS
-            for line in _row(precision, _measure(Path(folder), precision, rounds, seconds))
+            for each in ((precision,) if precision else PRECISIONS)
+            for line in _row(each, _measure(Path(folder), each, rounds, seconds))
         ]
         sections += _start(Path(folder), rounds)
         line = list(_line(Path(folder), rounds, seconds))
@@ -121,7 +127,8 @@ def _measure(folder: Path, precision: str, rounds: int, seconds: float) -> Measu
         for intra_op in SHAPES:
             settings = {"model": str(model), "intra_op": intra_op}
             workers[intra_op] = stack.enter_context(Worker(module, settings))
-            workers[intra_op].warm_up()
+        for worker in workers.values():  # they warm up side by side
+            worker.warm_up()
         turns: dict[tuple[int, str], list[float]] = {
             (intra_op, name(*shape)): [] for intra_op in SHAPES for shape in SHAPES[intra_op]
         }

@@ -33,6 +33,7 @@ import pytest
         (["demo", "--repository", "gs://b"], "repository gs://b: the embedded server reads"),
         (["import-weights"], "no weights are named"),
         (["import-weights", "--weights", "w.pth", "--classes", sys.executable], "is not in UTF-8"),
+        (["benchmark-server", "--precision", "int4"], "unknown precision 'int4': choose from bf16"),
         (["benchmark-training", "--rounds", "0"], "0 rounds of 6 seconds measure nothing"),
         (["nope"], "invalid choice: 'nope'"),
         ([], "required: STAGE"),
