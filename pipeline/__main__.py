@@ -57,8 +57,9 @@ def train(options: Namespace) -> None:
     from pipeline import dataset, train
 
     loaded = dataset.load(recipe.dataset, options.data_dir, options.mirror)
-    chosen = train.open_run(options.run, options.runs, recipe, loaded, workers)
-    train.train(chosen, loaded, workers, options.checkpoint_seconds, options.wait_seconds)
+    wait_seconds = options.wait_seconds
+    chosen = train.open_run(options.run, options.runs, recipe, loaded, workers, wait_seconds)
+    train.train(chosen, loaded, workers, options.checkpoint_seconds, wait_seconds)
 
 
 def import_weights(options: Namespace) -> None:

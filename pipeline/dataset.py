@@ -172,7 +172,10 @@ def _from_tfds(name: str, data_dir: Path, mirror: str | None) -> Dataset:
     splits = builder.info.splits
     test = "test" if "test" in splits else "validation"
     if test not in splits or "train" not in splits:
-        raise PipelineError(f"dataset {name} lacks a train or a test split: it has {list(splits)}")
+        raise PipelineError(
+            f"dataset {name} lacks a train or a test split: it has {list(splits)}; write its "
+            "images into a folder with a sub-folder per class"
+        )
     return Dataset(
         name=name,
         class_names=tuple(builder.info.features["label"].names),

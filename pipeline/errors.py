@@ -19,5 +19,6 @@ def choice(what: str, value: str, known: Iterable[str]) -> PipelineError:
 
 def reason(error: Exception) -> str:
     """The first line of a foreign error, less the names of TensorFlow's ops and inner functions."""
-    lines = str(error).splitlines() or [type(error).__name__]
+    text = str(error).removeprefix("Graph execution error:").strip()
+    lines = text.splitlines() or [type(error).__name__]
     return re.sub(r"\{\{.*?\}\} *| *\[Op:.*", "", lines[0])

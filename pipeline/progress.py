@@ -49,8 +49,9 @@ class Progress:
             with self._writing("tensorboard"):
                 self._board = tf.summary.create_file_writer(str(run.path / "tensorboard"))
         self._rows = _rows_until(run.history, step) if shown else []
-        # Of the part of an epoch that this process has seen.
+        # Of the part of an epoch that this process has seen, without its first step: that compiles.
         self._first_step, self._started, self._ended = step, time.monotonic(), time.monotonic()
+        self._begun_at = step
 
     def say(self, text: str) -> None:
         """Print a line, above the bar where there is one."""
@@ -61,6 +62,8 @@ class Progress:
         """One more step is done, on pictures uint8 [B,S,S,3] or a replica's each."""
         self._step += 1
         self._ended = time.monotonic()
+        if self._step == self._begun_at + 1 and self._step % self._steps_per_epoch:
+            self._first_step, self._started = self._step, self._ended
         if self._step == 1:
             with self._writing("tensorboard"), self._board.as_default(1):
                 shown = getattr(pixels, "values", (pixels,))[0]
@@ -77,12 +80,15 @@ class Progress:
     ) -> None:
         """An epoch is done; `held_out` is what was measured after it."""
         images = (self._step - self._first_step) * self._run.config.batch_size
+        rate = images / (self._ended - self._started)
+        if self._rows and self._step == self._begun_at + 1:
+            rate = self._rows[-1]["images_per_second"]
         row: dict[str, float] = {
             "epoch": self._step // self._steps_per_epoch,
             "step": self._step,
             **means,
             "learning_rate": learning_rate,
-            "images_per_second": images / (self._ended - self._started),
+            "images_per_second": rate,
         }
         if held_out:
             row |= {"val_loss": held_out.loss, "val_accuracy": held_out.accuracy}

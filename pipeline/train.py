@@ -20,6 +20,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
@@ -38,27 +39,34 @@ CHECKPOINT_SECONDS = 300.0
 
 
 def open_run(
-    path: Path | None, root: Path, recipe: Config, data: Dataset, strategy: tf.distribute.Strategy
+    path: Path | None,
+    root: Path,
+    recipe: Config,
+    data: Dataset,
+    strategy: tf.distribute.Strategy,
+    wait_seconds: float = WAIT_SECONDS,
 ) -> Run:
     """The run at a path, to go on with; or a new one, there or below `root`.
 
     Raises:
-        PipelineError: the data is no longer what the run was started with, there are no weights
-            where a new one is to start from, or a worker does not see the chief's folder.
+        PipelineError: the data is no longer what the run was started with, the weights that a new
+            one is to start from do not fit, another worker is gone, or one does not see the
+            chief's folder.
     """
     if not path and recipe.strategy == "multiworker":
         raise PipelineError("strategy multiworker needs --run: a folder that all workers share")
     images = data.train.size
     begun = path if path and (path / runs.RECORD).exists() else None
     if recipe.init_from and not begun:
-        weights.check_exists(Path(recipe.init_from))
+        weights.check(Path(recipe.init_from), recipe)
     if begun:
         run = runs.read(begun)
     elif is_chief(strategy):
         # Once for all workers, and for a machine of another kind that goes on with it.
         recipe = replace(recipe, precision=choose_precision(recipe.precision))
         run = runs.create(root, recipe, data.class_names, images, path)
-    barrier(strategy)
+    with _named_errors(recipe, path), _waiting(recipe, wait_seconds):
+        barrier(strategy)
     if path and not is_chief(strategy):
         run = runs.read(path)
     if (run.class_names, run.train_images) != (data.class_names, images):
@@ -96,19 +104,21 @@ def train(
     # Not 0, beside which TensorFlow cannot shuffle by a seed that is a tensor.
     keras.utils.set_random_seed(recipe.seed or 2**31)
     training, held_out = dataset.hold_out(data.train, recipe.holdout)
-    with _named_errors(run):
+    waiting = _waiting(recipe, wait_seconds)
+    with _named_errors(recipe, run.path):
         source = feed.feed(training, recipe)
-    init_from = "" if checkpoint.steps(run.checkpoints) else recipe.init_from
-    learner = Learner(recipe, data.class_names, source.steps_per_epoch, strategy, init_from)
-    done = checkpoint.restore(learner.state, run.checkpoints)
+        init_from = "" if checkpoint.steps(run.checkpoints) else recipe.init_from
+        with waiting:
+            learner = Learner(recipe, data.class_names, source.steps_per_epoch, strategy, init_from)
+        done = checkpoint.restore(learner.state, run.checkpoints)
     progress = Progress(run, source.steps_per_epoch, done, shown=chief)
     for line in _opening(source, learner, done, len(data.class_names), strategy):
         progress.say(line)
-    with _stop_signals() as stop, _named_errors(run):
-        waiting = WaitLimit(wait_seconds) if recipe.strategy == "multiworker" else nullcontext()
+    with _stop_signals() as stop, _named_errors(recipe, run.path):
         batches = _batches(strategy, source, done, waiting)
         due = time.monotonic() + checkpoint_seconds
-        for step, batch in enumerate(batches, start=done + 1):
+        for step in range(done + 1, source.steps_per_epoch * recipe.epochs + 1):
+            batch = next(batches)
             flags = [bool(stop), chief and time.monotonic() > due]
             with waiting:
                 loss, (stopping, saving) = learner.learn(batch, flags)
@@ -116,7 +126,7 @@ def train(
             _check_loss(loss, step, rate)
             progress.step(batch[0], loss, rate)
             if step % source.steps_per_epoch == 0:
-                measured = learner.measure(held_out) if held_out.size else None
+                measured = learner.measure(held_out, waiting) if held_out.size else None
                 if measured:
                     _check_loss(measured.loss, step, rate)
                 progress.epoch(learner.take_means(), rate, measured)
@@ -129,9 +139,9 @@ def train(
                 sys.exit(128 + (stop[0] if stop else signal.SIGTERM))
         with waiting:
             network = learner.finished()
-    if chief:
-        _keep(network, run)
-        checkpoint.discard(run.checkpoints)
+        if chief:  # while signals wait: there may be no checkpoint of the last step
+            _keep(network, run)
+            checkpoint.discard(run.checkpoints)
     progress.finish()
 
 
@@ -143,11 +153,16 @@ def _check_batch_size(batch_size: int, replicas: int) -> None:
         )
 
 
+def _waiting(recipe: Config, seconds: float) -> AbstractContextManager[None]:
+    """Around all that waits for other workers."""
+    return WaitLimit(seconds) if recipe.strategy == "multiworker" else nullcontext()
+
+
 def _check_loss(loss: float, step: int, rate: float) -> None:
     if not math.isfinite(loss):
         raise PipelineError(
-            f"the loss is {loss} after step {step} at a learning rate of {rate:.3g}: train with a "
-            "lower --learning-rate"
+            f"the loss or its gradients are {loss} after step {step} at a learning rate of "
+            f"{rate:.3g}: train with a lower --learning-rate"
         )
 
 
@@ -165,6 +180,8 @@ def _opening(
         yield f"going on after step {done:,}"
     elif learner.initialized:
         yield str(learner.initialized)
+    if recipe.freeze:
+        yield f"not trained: the stem and the blocks up to {recipe.freeze}"
 
 
 def _batches(
@@ -176,9 +193,10 @@ def _batches(
     """Every step's batch, of smaller pictures first where the recipe wants that.
 
     Workers wait for each other's, within `waiting`; but for the first, before which a worker may
-    have an epoch to pass over.
+    have an epoch to pass over. TensorFlow's iterators stay until this is closed: to delete one may
+    take longer than another worker waits.
     """
-    recipe = source.recipe
+    recipe, alive = source.recipe, []
     early = round(recipe.early_share * recipe.epochs) * source.steps_per_epoch
     end = source.steps_per_epoch * recipe.epochs
     for until, size in (
@@ -187,6 +205,7 @@ def _batches(
     ):
         if step < until:
             batches = distribute(strategy, partial(source.batches, step, size))
+            alive.append(batches)
             for number in range(until - step):
                 with waiting if number else nullcontext():
                     batch = next(batches)
@@ -209,6 +228,10 @@ def _save(learner: Learner, run: Run, step: int, progress: Progress | None) -> N
 
 
 def _keep(network: keras.Model, run: Run) -> None:
+    if not all(np.isfinite(weight).all() for weight in network.get_weights()):
+        raise PipelineError(
+            "weights are no numbers after the last step: train with a lower --learning-rate"
+        )
     try:
         files.write(run.weights, lambda partial: network.save_weights(str(partial)))
     except (OSError, RuntimeError) as error:  # the second when h5py cannot close its file
@@ -242,26 +265,26 @@ def _stop_signals() -> Iterator[list[int]]:
 
 
 @contextmanager
-def _named_errors(run: Run) -> Iterator[None]:
+def _named_errors(recipe: Config, run: Path | None) -> Iterator[None]:
     """Give what TensorFlow raises in training a cause and a remedy."""
     try:
         yield
     except tf.errors.ResourceExhaustedError as error:
         raise PipelineError(
-            f"out of memory at batch_size {run.config.batch_size}: choose a smaller --batch-size"
+            f"out of memory at batch_size {recipe.batch_size}: choose a smaller --batch-size"
         ) from error
     except tf.errors.OpError as error:
-        several = run.config.strategy == "multiworker"
+        several = recipe.strategy == "multiworker"
         # That is also what is heard of a worker that is gone.
         unclear = several and isinstance(error, tf.errors.FailedPreconditionError)
         if isinstance(error, dataset.UNREADABLE) and not unclear:
             raise PipelineError(
                 f"training data cannot be read any more ({reason(error)}): mend that and go on "
-                f"with --run {run.path}"
+                f"with --run {run}"
             ) from error
         if not several:
             raise
         raise PipelineError(
             f"another worker no longer answers ({type(error).__name__}): start all workers again "
-            f"with --run {run.path}"
+            f"with --run {run}"
         ) from error

@@ -148,15 +148,7 @@ def initialize(
     Raises:
         PipelineError: there is no such source, or its variant or stem is another.
     """
-    check_exists(source)
-    start = _run(source) if source.is_dir() else _checkpoint(source)
-    for field in ("variant", "stem"):
-        theirs, ours = getattr(start.recipe, field), getattr(recipe, field)
-        if theirs != ours:
-            raise PipelineError(
-                f"{source} has {field} {theirs} and the network to train {ours}: choose a recipe "
-                f"with {field} {theirs}, or another start"
-            )
+    start = check(source, recipe)
     layers, theirs = _layers(network), _layers(start.network)
     fresh = {}
     for name, layer in layers.items():
@@ -210,10 +202,25 @@ def their_shape(tensor: Tensor, ours: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(ours[i] for i in np.argsort(tensor.axes))
 
 
-def check_exists(source: Path) -> None:
-    """Refuse a source of weights that is not there, with a PipelineError."""
+def check(source: Path, recipe: Config) -> "_Start":
+    """The network of a source of weights, which must fit a recipe.
+
+    Raises:
+        PipelineError: there is none, or its variant or stem is another.
+    """
     if not source.exists():
         raise PipelineError(f"nothing at {source}: name a run's folder or a checkpoint file")
+    if source.suffix == ".h5":
+        raise PipelineError(f"{source} is a run's weights: name the run's folder, {source.parent}")
+    start = _run(source) if source.is_dir() else _checkpoint(source)
+    for field in ("variant", "stem"):
+        theirs, ours = getattr(start.recipe, field), getattr(recipe, field)
+        if theirs != ours:
+            raise PipelineError(
+                f"{source} has {field} {theirs} and the network to train {ours}: choose a recipe "
+                f"with {field} {theirs}, or another start"
+            )
+    return start
 
 
 def load(network: keras.Model, run: Run) -> None:
@@ -250,6 +257,9 @@ def _checkpoint(path: Path, class_names: tuple[str, ...] | None = None) -> _Star
         names = _default_names(classes) if class_names is None else class_names
         if len(names) != classes:
             raise PipelineError(f"has {classes} classes and {len(names)} are named: name each once")
+        for name in names:
+            if not name or names.count(name) > 1:
+                raise PipelineError(f"class name {name!r} is empty or comes twice: name each once")
         recipe = Config(
             preset="imported",
             dataset=IMAGENET if classes == IMAGENET_CLASSES else path.stem,
@@ -304,6 +314,8 @@ def _weight(state: dict[str, np.ndarray], tensor: Tensor, shape: tuple[int, ...]
         raise PipelineError(
             f"tensor {tensor.name} has shape {value.shape}, not {expected}: {_CHECKPOINT}"
         )
+    if not np.isfinite(value).all():
+        raise PipelineError(f"tensor {tensor.name} has values that are no numbers: {_CHECKPOINT}")
     value = value.reshape(tensor.unflattened or expected).transpose(tensor.axes)
     return value.reshape(shape).astype(np.float32)
 

@@ -1,3 +1,4 @@
+from contextlib import nullcontext
 from functools import partial
 from itertools import islice
 
@@ -102,7 +103,7 @@ def test_label_smoothing_is_in_the_loss(data, image_folder):
 
 def test_measuring_is_in_float32_on_the_split_given(data, image_folder):
     built = learn(data, recipe(image_folder, precision="bf16"), 2, traced=False)
-    measured = built.measure(data.test)
+    measured = built.measure(data.test, nullcontext())
     assert measured.images == data.test.size
     assert built.dtype == "mixed_bfloat16"
     assert built.finished().get_layer("inception_4a_conv3").compute_dtype == "float32"

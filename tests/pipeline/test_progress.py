@@ -1,10 +1,12 @@
 import csv
+import itertools
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from pipeline import config, run
+from pipeline import config, progress, run
 from pipeline.errors import PipelineError
 from pipeline.metrics import Metrics
 from pipeline.progress import Progress
@@ -20,12 +22,12 @@ def begun(tmp_path):
 
 def steps(begun, first, last, held_out=None, shown=True) -> Progress:
     """Two steps an epoch."""
-    progress = Progress(begun, 2, first, shown)
+    shower = Progress(begun, 2, first, shown)
     for step in range(first + 1, last + 1):
-        progress.step(np.zeros((1, 8, 8, 3), np.uint8), 0.1, 0.01)
+        shower.step(np.zeros((1, 8, 8, 3), np.uint8), 0.1, 0.01)
         if step % 2 == 0:
-            progress.epoch(MEANS, 0.01, held_out)
-    return progress
+            shower.epoch(MEANS, 0.01, held_out)
+    return shower
 
 
 def rows(begun) -> list[dict[str, str]]:
@@ -49,6 +51,28 @@ def test_an_epoch_is_a_row_and_a_line_and_the_last_line_sums_up(begun, capsys):
         rf"{begun.path}",
         last,
     )
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A second passes whenever somebody asks for the time, and an hour when told to."""
+    now = itertools.count(0.0)
+    late = [0.0]
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: next(now) + late[0]))
+    return late
+
+
+@pytest.mark.parametrize("begun_at", [0, 1])
+def test_what_a_start_takes_is_no_part_of_the_rate(begun, clock, begun_at):
+    steps(begun, 0, 2)
+    whole = float(rows(begun)[0]["images_per_second"])
+    assert whole == pytest.approx(10)
+    again = Progress(begun, 2, begun_at + 2, shown=True)
+    clock[0] += 3600
+    for _ in range(begun_at + 2, 4):
+        again.step(np.zeros((1, 8, 8, 3), np.uint8), 0.1, 0.01)
+    again.epoch(MEANS, 0.01, None)
+    assert [float(row["images_per_second"]) for row in rows(begun)] == [whole, whole]
 
 
 def test_rows_after_the_checkpoint_are_forgotten(begun):

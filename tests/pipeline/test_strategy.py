@@ -151,6 +151,22 @@ def test_a_killed_worker_ends_the_other_and_all_go_on_from_the_checkpoint(
     assert "stopped after step" in said[0][0]
 
 
+def test_a_worker_that_fails_before_the_first_step_ends_the_other(start, image_folder, tmp_path):
+    workers = addresses(2)
+    chief, other = (
+        start(
+            "pipeline", "train", "--dataset", folder, "--strategy", "multiworker",
+            "--run", tmp_path / "run", "--wait-seconds", 60, workers=workers, index=index,
+        )
+        for index, folder in enumerate((image_folder, tmp_path / "none"))
+    )  # fmt: skip
+    for process, words in ((other, "none does not exist"), (chief, "worker no longer answers")):
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 2, errors
+        assert words in errors.splitlines()[-1]
+        assert "Traceback" not in errors
+
+
 def test_a_worker_that_never_comes_is_not_waited_for_forever(start, image_folder, tmp_path):
     here, absent = addresses(2)
     alone = start(

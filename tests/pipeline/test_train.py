@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from pipeline import checkpoint, config, evaluate, learner, strategy, train
+from pipeline import checkpoint, config, evaluate, files, learner, strategy, train
 from pipeline import run as runs
 from pipeline.errors import PipelineError
 from tests.conftest import FEW_STEPS, ROOT, train_once
@@ -170,9 +170,31 @@ def test_a_loss_that_is_no_number_stops_with_the_step_and_the_rate(data, image_f
         "demo", dataset=str(image_folder), epochs=20, batch_size=8, learning_rate=100.0,
         weight_decay=1.0, precision="fp32",  # every step multiplies the filters by -99
     )  # fmt: skip
-    recipe = config.Config(**config.to_dict(recipe) | {"variant": "paper"})
-    with pytest.raises(PipelineError, match=r"loss is (nan|inf) after step \d+ .* rate of \d"):
-        train_once(recipe, data, tmp_path)
+    for variant in ("paper", "batch_norm"):  # where the loss stays one while weights are none
+        recipe = config.Config(**config.to_dict(recipe) | {"variant": variant})
+        with pytest.raises(PipelineError, match=r"are (nan|inf) after step \d+ .* rate of \d"):
+            train_once(recipe, data, tmp_path / variant)
+
+
+def test_weights_that_are_no_numbers_are_not_kept(run, tmp_path):
+    network = learner.build(run.config, len(run.class_names))
+    variable = network.trainable_variables[3]
+    variable.assign(tf.fill(variable.shape, np.nan))
+    with pytest.raises(PipelineError, match="no numbers after the last step"):
+        train._keep(network, dataclasses.replace(run, path=tmp_path))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_signal_while_weights_are_written_loses_nothing(data, recipe, tmp_path, monkeypatch):
+    write = files.write
+
+    def signalled(path, writer):
+        if path.name == "weights.h5":
+            signal.raise_signal(signal.SIGTERM)
+        write(path, writer)
+
+    monkeypatch.setattr(files, "write", signalled)
+    assert train_once(recipe, data, tmp_path).finished
 
 
 def test_a_batch_that_replicas_cannot_share_is_refused(data, recipe, tmp_path):
@@ -237,6 +259,7 @@ def test_fine_tuning_starts_from_a_run_and_says_what_it_took(
     tuned = train_once(recipe, dataset.load(str(folder)), tmp_path)
     said = capsys.readouterr().out
     assert "layers loaded; left fresh: logits (3 -> 4 classes)" in said
+    assert "not trained: the stem and the blocks up to 5b" in said
     before, after = (learner.build(r.config, len(r.class_names)) for r in (run, tuned))
     before.load_weights(str(run.weights))
     after.load_weights(str(tuned.weights))
@@ -256,6 +279,17 @@ def test_a_start_that_is_not_there_is_named(data, image_folder, tmp_path):
     with pytest.raises(PipelineError, match="nothing at /no/such/run"):
         train_once(recipe, data, tmp_path)
     assert not list(tmp_path.iterdir())  # the name mended, the same folder is begun anew
+
+
+def test_a_start_that_does_not_fit_leaves_no_run(run, data, image_folder, tmp_path):
+    fields = {"dataset": str(image_folder), "init_from": str(run.path), "variant": "paper"}
+    recipe = config.Config(**config.to_dict(run.config) | fields)
+    with pytest.raises(PipelineError, match="has variant batch_norm and the network to train pap"):
+        train_once(recipe, data, tmp_path)
+    recipe = config.from_preset("demo", init_from=str(run.weights))
+    with pytest.raises(PipelineError, match=f"name the run's folder, {run.path}"):
+        train_once(recipe, data, tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_tensorboard_gets_scalars_and_pictures(run):

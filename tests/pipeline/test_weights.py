@@ -173,6 +173,21 @@ def test_a_wrong_number_of_names_leaves_no_run(checkpoint, tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize("names", [("a", *"abcdefghi"), ("", *"abcdefghi")])
+def test_a_name_that_comes_twice_or_is_none_is_refused(names, checkpoint, tmp_path):
+    with pytest.raises(PipelineError, match="is empty or comes twice: name each once"):
+        weights.import_torchvision(checkpoint, tmp_path / "runs", names)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_tensor_with_values_that_are_no_numbers_is_named(tmp_path):
+    state = torch_state()
+    state["inception3a.branch1.conv.weight"][0, 0] = np.nan
+    path = state_file(tmp_path / "a.pth", state)
+    with pytest.raises(PipelineError, match=r"inception3a\.branch1\.conv\.weight has values that"):
+        weights.import_torchvision(path, tmp_path / "runs")
+
+
 def test_a_mistake_names_the_file(tmp_path):
     path = state_file(tmp_path / "resnet.pth", {"layer1.0.conv1.weight": np.zeros(3, np.float32)})
     with pytest.raises(PipelineError, match=r"resnet\.pth: tensor fc\.bias is missing"):
