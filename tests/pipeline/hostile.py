@@ -1,6 +1,7 @@
 """Pictures that ask a decoder for more than they are worth."""
 
 import io
+import itertools
 import struct
 import zlib
 
@@ -60,6 +61,17 @@ def many_scans(scans: int, side: int = 64) -> bytes:
     return data[:-2] + data[last:-2] * (scans - data.count(b"\xff\xda")) + data[-2:]
 
 
+def many_texts(texts: int, kinds: tuple[bytes, ...] = (b"zTXt",)) -> bytes:
+    """A PNG with texts of a million letters each, in a thousand bytes, of each kind in turn."""
+    data = claiming("png", 6, 5)
+    chunks = []
+    for _, kind in zip(range(texts), itertools.cycle(kinds), strict=False):
+        flags = b"\0" if kind == b"zTXt" else b"\1\0\0\0"
+        body = kind + b"a\0" + flags + zlib.compress(bytes(1_000_000), 9)
+        chunks.append(struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body)))
+    return data[:33] + b"".join(chunks) + data[33:]
+
+
 def narrow() -> list[bytes]:
     """A million pixels one way and five the other, within the limits, in a few thousand bytes."""
     files = [io.BytesIO(), io.BytesIO()]
@@ -78,4 +90,5 @@ def refused() -> list[bytes]:
         many_scans(101),
         many_scans(50, 4000),  # within either limit
         b"\xff\xd8\xff" + b"\xff\xda" * 2_000_000,
+        many_texts(9),
     ]

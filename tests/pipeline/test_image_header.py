@@ -32,6 +32,16 @@ def test_scans_are_counted():
     assert image_header.scans(tf.constant(b""), 9) == 0
 
 
+def test_texts_are_counted():
+    kinds = (b"zTXt", b"iTXt")
+    for texts in (0, 3, 8, 9):
+        assert image_header.texts(tf.constant(hostile.many_texts(texts, kinds)), 9) == texts
+        assert image_header.texts(tf.constant(hostile.many_texts(texts)), 9) == texts
+    assert image_header.texts(tf.constant(hostile.many_texts(40)), 9) == 9
+    assert image_header.texts(tf.constant(b"TXt" * 40), 9) == 0
+    assert image_header.texts(tf.constant(b""), 9) == 0
+
+
 def frames(count: int, **options) -> bytes:
     random = np.random.default_rng(1)
     pictures = [

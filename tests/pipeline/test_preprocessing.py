@@ -2,6 +2,8 @@ import io
 import pickle
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 
 import numpy as np
 import PIL.Image
@@ -171,6 +173,40 @@ def decoded(data: bytes) -> np.ndarray:
         np.testing.assert_array_equal(pixels[0], expected)
         np.testing.assert_array_equal(pixels[-1], expected)
     return picture
+
+
+def seconds(run: Callable[[], object]) -> float:
+    begun = time.perf_counter()
+    run()
+    return time.perf_counter() - begun
+
+
+@pytest.mark.parametrize("kinds", [(b"zTXt",), (b"iTXt",), (b"zTXt", b"iTXt")])
+def test_a_png_of_many_texts_is_refused_before_they_are_unpacked(kinds):
+    bad, good = hostile.many_texts(200, kinds), hostile.claiming("png", 6, 5)
+    decode = tf.function(lambda rows: preprocessing.decode_batch(rows, 24))
+    unpacking = seconds(lambda: tf.io.decode_png(bad))
+    for rows in ([bad], [good, bad, good]):
+        decode(tf.constant([good] * len(rows)))  # makes the graph
+        assert seconds(lambda rows=rows: decode(tf.constant(rows))) < unpacking / 3
+        assert decode(tf.constant(rows))[1].numpy().tolist() == [row == good for row in rows]
+
+
+@pytest.mark.parametrize("kinds", [(b"zTXt",), (b"iTXt",), (b"zTXt", b"iTXt")])
+def test_a_png_of_a_few_texts_is_decoded(kinds):
+    plain = decoded(hostile.many_texts(0))
+    np.testing.assert_array_equal(decoded(hostile.many_texts(8, kinds)), plain)
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        preprocessing.decode(tf.constant(hostile.many_texts(9, kinds)))
+
+
+@pytest.mark.parametrize("form", ["BMP", "JPEG", "GIF"])
+def test_the_names_of_texts_mean_nothing_in_other_files(form):
+    names = np.frombuffer(b"zTXtiTXt" * 300, np.uint8).reshape(40, 60)
+    options = {} if form == "BMP" else {"comment": b"zTXtiTXt" * 30}
+    data = saved(PIL.Image.fromarray(names), form, **options)
+    assert data.count(b"zTXtiTXt") >= 30
+    assert decoded(data).shape == (40, 60, 3)
 
 
 @pytest.fixture
