@@ -110,6 +110,13 @@ class ObjectStore:
             return None
 
     @_translating
+    def sha256(self, name: str) -> str | None:
+        try:
+            return self._digest(f"{self.place}/{name}")
+        except tf.errors.NotFoundError:
+            return None
+
+    @_translating
     def write(self, name: str, text: str) -> None:
         """An object is replaced whole when it is closed; elsewhere the rename does it."""
         path = f"{self.place}/{name}"

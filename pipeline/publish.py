@@ -13,7 +13,7 @@ from pathlib import Path
 from pipeline import files, labels
 from pipeline.config import MODEL_NAME
 from pipeline.errors import PipelineError
-from pipeline.repository import compare, open_repository
+from pipeline.repository import Repository, compare, open_repository
 from pipeline.run import Run
 
 MANIFEST = "assets.extra/manifest.json"
@@ -39,7 +39,7 @@ def publish(run: Run, repository: Path | str, force: bool | str = False) -> int:
         store = open_repository(repository)
         store.create()
         with store.changing():
-            refusal = refusal or _overtaken(run, verdict, labels.read(store).labels.get("stable"))
+            refusal = refusal or _overtaken(run, verdict, store)
             _refuse(refusal, force)
             publication = {
                 "published": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -101,13 +101,22 @@ def judge(run: Run, manifest_sha256: str) -> tuple[dict | None, str | None]:
     return verdict, None
 
 
-def _overtaken(run: Run, verdict: dict | None, stable: int | None) -> str | None:
-    """Why a verdict is no longer one, if so: another version is stable than it compared with."""
-    baseline = verdict.get("baseline") if verdict else None
-    if stable in (None, baseline):
+def _overtaken(run: Run, verdict: dict | None, store: Repository) -> str | None:
+    """Why a verdict is none here, if so: another version is stable than it compared with.
+
+    A version of the same number may be another's, of another repository.
+    """
+    stable = labels.read(store).labels.get("stable")
+    if verdict is None or stable is None:
         return None
-    beside = f"version {baseline}" if baseline else "no stable version"
-    return (
-        f"{run.validation} compares with {beside}, and version {stable} is stable: validate the "
-        "run again"
-    )
+    baseline, digest = verdict.get("baseline"), verdict.get("baseline_sha256")
+    if stable != baseline:
+        beside = f"version {baseline}" if baseline else "no stable version"
+        found = f"compares with {beside}, and version {stable} is stable"
+    elif digest is None:
+        found = f"does not say which version {stable} it compares with"
+    elif digest != store.sha256(f"{MODEL_NAME}/{stable}/{MANIFEST}"):
+        found = f"compares with another version {stable} than the one in {store.place}"
+    else:
+        return None
+    return f"{run.validation} {found}: validate the run again"

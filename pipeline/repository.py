@@ -79,6 +79,9 @@ class Repository(Protocol):
     def read(self, name: str) -> str | None:
         """The text of a file by its path below the repository; None if it is not there."""
 
+    def sha256(self, name: str) -> str | None:
+        """The SHA-256 of a file by its path below the repository; None if it is not there."""
+
     def write(self, name: str, text: str) -> None:
         """Replace a file whole."""
 
@@ -168,6 +171,12 @@ class LocalRepository:
     def read(self, name: str) -> str | None:
         try:
             return (self._root / name).read_text()
+        except FileNotFoundError:
+            return None
+
+    def sha256(self, name: str) -> str | None:
+        try:
+            return files.sha256(self._root / name)
         except FileNotFoundError:
             return None
 

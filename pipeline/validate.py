@@ -82,6 +82,7 @@ def validate(
             tuple(_checks(subject, Path(scratch))),
             files.sha256(copy / publish.MANIFEST),
             int(baseline.name) if baseline else None,
+            _manifest_sum(baseline) if baseline else None,
             server_command or EMBEDDED,
         )
     found.write(run.validation)
@@ -179,6 +180,12 @@ def _stable(repository: Path | str, scratch: Path) -> Path | None:
             "promote another"
         )
     return _version(scratch, str(number), functools.partial(store.fetch, number))
+
+
+def _manifest_sum(version: Path) -> str | None:
+    """None where a version has no manifest."""
+    manifest = version / publish.MANIFEST
+    return files.sha256(manifest) if manifest.is_file() else None
 
 
 def _version(repository: Path, number: str, fetch: Callable[[Path], object]) -> Path:

@@ -72,6 +72,7 @@ class Verdict:
         checks: in the order in which they were made; the first that makes others pointless is last.
         manifest_sha256: of the export's manifest.json, which has the sums of all other files.
         baseline: the stable version's number; None if there is none.
+        baseline_sha256: of its manifest.json: other repositories have other versions of a number.
         server: the command that served it.
         validated: when, UTC.
     """
@@ -79,6 +80,7 @@ class Verdict:
     checks: tuple[Check, ...]
     manifest_sha256: str
     baseline: int | None
+    baseline_sha256: str | None
     server: str
     validated: str = field(
         default_factory=lambda: time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

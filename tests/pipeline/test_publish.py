@@ -1,11 +1,12 @@
 import json
 import os
+import re
 import shutil
 import time
 
 import pytest
 
-from pipeline import promote, publish
+from pipeline import files, promote, publish
 from pipeline.errors import PipelineError
 from tests.pipeline import exports
 
@@ -18,6 +19,10 @@ def run(tmp_path):
 def publication(models, version: int) -> dict:
     path = models / "googlenet" / str(version) / "assets.extra" / "publication.json"
     return json.loads(path.read_text())
+
+
+def manifest_sum(models, version: int) -> str:
+    return files.sha256(models / "googlenet" / str(version) / publish.MANIFEST)
 
 
 def test_versions_count_up_and_hold_what_was_exported(run, tmp_path, capsys):
@@ -73,12 +78,36 @@ def test_a_verdict_is_one_beside_the_version_that_is_stable(run, tmp_path):
     promote.promote(tmp_path, 1, "stable")
     with pytest.raises(PipelineError, match="with no stable version, and version 1 is stable: val"):
         publish.publish(run, tmp_path)
-    exports.validate(run, baseline=1)
+    exports.validate(run, baseline=1, baseline_sha256=manifest_sum(tmp_path, 1))
     assert publish.publish(run, tmp_path) == 2
     promote.promote(tmp_path, 2, "stable")
     publish.publish(run, tmp_path, force=True)
     words = "compares with version 1, and version 2 is stable"
     assert words in publication(tmp_path, 3)["refusal"]
+
+
+def test_a_verdict_is_none_beside_another_version_of_the_number(run, tmp_path):
+    """The same of an object store."""
+    other = exports.make_run(tmp_path / "other-run", precision="int8")
+    for kind in ("", "ram:/"):
+        one, another = (f"{kind}{tmp_path}/{name}" for name in ("one", "another"))
+        for models, made in ((one, run), (another, other)):
+            publish.publish(made, models, force=True)
+            promote.promote(models, 1, "stable")
+        digest = files.sha256(run.export / publish.MANIFEST)
+        exports.validate(run, baseline=1, baseline_sha256=digest)
+        words = f"compares with another version 1 than the one in {another}: validate the run again"
+        with pytest.raises(PipelineError, match=re.escape(words)):
+            publish.publish(run, another)
+        assert publish.publish(run, one) == 2
+
+
+def test_a_verdict_that_does_not_say_beside_what_is_one_where_nothing_is_stable(run, tmp_path):
+    exports.validate(run, baseline=1)
+    assert publish.publish(run, tmp_path) == 1
+    promote.promote(tmp_path, 1, "stable")
+    with pytest.raises(PipelineError, match="not say which version 1 it compares with: validate"):
+        publish.publish(run, tmp_path)
 
 
 def test_a_copy_of_a_read_only_export_can_be_deleted(run, tmp_path):

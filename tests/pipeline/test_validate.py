@@ -109,7 +109,8 @@ def test_a_good_export_is_blessed_against_the_stable_version(run, exported, repo
     record = json.loads(run.validation.read_text())
     assert record["blessed"] is True
     assert record["reasons"] == []
-    assert record["baseline"] == 1
+    stable = repository / "googlenet" / "1" / publish.MANIFEST
+    assert (record["baseline"], record["baseline_sha256"]) == (1, files.sha256(stable))
     assert record["server"] == "python -m serving"
     assert record["manifest_sha256"] == files.sha256(exported / publish.MANIFEST)
     measured = {check["check"]: check["measured"] for check in record["checks"]}

@@ -12,7 +12,7 @@ CHECKS = (
 
 
 def test_one_refused_check_refuses(tmp_path):
-    verdict = Verdict(CHECKS, "abc", 3, "python -m serving")
+    verdict = Verdict(CHECKS, "abc", 3, "def", "python -m serving")
     assert not verdict.blessed
     verdict.write(tmp_path / "validation.json")
     saved = json.loads((tmp_path / "validation.json").read_text())
@@ -20,11 +20,12 @@ def test_one_refused_check_refuses(tmp_path):
     assert saved["reasons"] == ["accuracy: below the floor"]
     assert saved["checks"][0]["measured"] == 0.31
     assert (saved["manifest_sha256"], saved["baseline"]) == ("abc", 3)
-    assert Verdict(CHECKS[1:], "abc", None, "").blessed
+    assert saved["baseline_sha256"] == "def"
+    assert Verdict(CHECKS[1:], "abc", None, None, "").blessed
 
 
 def test_the_table_has_a_line_per_check():
-    assert Verdict(CHECKS, "abc", None, "").table().splitlines() == [
+    assert Verdict(CHECKS, "abc", None, None, "").table().splitlines() == [
         "check     measured      limit",
         "accuracy  0.31          ≥ 0.5500  REFUSED  below the floor",
         "memory    not measured  ≤ 1.5     ok       no process of ours",
