@@ -107,6 +107,16 @@ def earlier(history: list[int], stable: int | None) -> list[int]:
     return history
 
 
+def stable_before(store: Repository, stable: int | None) -> list[int]:
+    """The published versions that were stable before the one that is, the latest last.
+
+    Raises:
+        PipelineError: history.json cannot be read.
+    """
+    published = store.versions()
+    return earlier([version for version in read_history(store) if version in published], stable)
+
+
 def _message(store: Repository) -> model_server_config_pb2.ModelServerConfig:
     try:
         text = store.read(CONFIG) or ""

@@ -63,9 +63,10 @@ def promote(
     with store.changing():
         _check_published(store, version)
         stable = labels.read(store).labels.get("stable")
-        before = _stable_before(store, stable)
-        if label == "stable" and stable and stable != version:
-            before = [*before, stable]
+        before = labels.stable_before(store, stable)
+        if label == "stable" and stable not in (None, version):
+            if stable in store.versions():
+                before = [*before, stable]
             labels.write_history(store, before)
         _move(store, label, version, before, address, wait_seconds)
 
@@ -81,7 +82,7 @@ def rollback(
     store = open_repository(repository)
     with store.changing():
         stable = labels.read(store).labels.get("stable")
-        history = _stable_before(store, stable)
+        history = labels.stable_before(store, stable)
         if not history:
             raise PipelineError(
                 f"no version that is in {store.place}/{MODEL_NAME} was stable before: promote one"
@@ -145,13 +146,6 @@ def _undone(store: Repository) -> Iterator[None]:
         else:
             store.write(CONFIG, text)
         raise
-
-
-def _stable_before(store: Repository, stable: int | None) -> list[int]:
-    """The published versions that were stable before the one that is, the latest last."""
-    published = store.versions()
-    history = [version for version in labels.read_history(store) if version in published]
-    return labels.earlier(history, stable)
 
 
 def _check_published(store: Repository, version: int) -> None:

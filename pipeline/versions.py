@@ -41,15 +41,15 @@ def table(repository: Path | str) -> str:
 def prune(repository: Path | str, keep: int) -> list[int]:
     """Delete all but the newest versions and those that servers need; returns what was deleted.
 
-    A labelled version stays, and one that models.config has loaded, such as the one that a
-    roll-back would go to.
+    A labelled version stays, one that models.config has loaded, and the one that a roll-back would
+    go to, whatever models.config says.
 
     Args:
         repository: a path, or an address that TensorFlow reads.
         keep: how many of the newest stay, at least 1, which servers without models.config serve.
 
     Raises:
-        PipelineError: nothing is published, or `keep` is less than 1.
+        PipelineError: nothing is published, `keep` is less than 1, or history.json is broken.
     """
     if keep < 1:
         raise PipelineError(f"--keep is {keep}: at least the newest version has to stay")
@@ -59,7 +59,8 @@ def prune(repository: Path | str, keep: int) -> list[int]:
         if not published:
             raise nothing_published(store.place)
         served = labels.read(store)
-        needed = {*published[-keep:], *served.versions, *served.labels.values()}
+        way_back = labels.stable_before(store, served.labels.get("stable"))[-1:]
+        needed = {*published[-keep:], *served.versions, *served.labels.values(), *way_back}
         surplus = [version for version in published if version not in needed]
         for version in surplus:
             store.remove(version)

@@ -15,8 +15,9 @@ from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 from tfs_client import Client
 from tfs_client.bench.servers import free_port
 
-from pipeline import promote, publish
+from pipeline import labels, promote, publish
 from pipeline.errors import PipelineError
+from pipeline.repository import LocalRepository
 from tests.conftest import ROOT, Affine
 from tests.pipeline import exports
 
@@ -205,3 +206,18 @@ def test_a_roll_back_passes_over_versions_that_are_gone(tmp_path):
     assert promote.rollback(store) == 1
     with pytest.raises(PipelineError, match="stable before"):
         promote.rollback(store)
+
+
+def test_a_stable_version_that_is_gone_is_nothing_to_roll_back_to(tmp_path):
+    for run in range(3):
+        publish.publish(exports.make_run(tmp_path / f"run-{run}"), tmp_path / "models", force=True)
+    store = tmp_path / "models"
+    promote.promote(store, 1, "stable")
+    promote.promote(store, 2, "stable")
+    shutil.rmtree(store / "googlenet" / "2")
+    promote.promote(store, 3, "stable")
+    served = labels.read(LocalRepository(store))
+    assert (served.labels, served.versions) == ({"stable": 3}, (1, 3))
+    # Another of its number was never stable.
+    shutil.copytree(store / "googlenet" / "3", store / "googlenet" / "2")
+    assert promote.rollback(store) == 1

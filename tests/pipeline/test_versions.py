@@ -1,4 +1,5 @@
 import re
+import shutil
 
 import pytest
 
@@ -59,6 +60,21 @@ def test_prune_keeps_the_newest_the_labelled_and_the_way_back(models, capsys):
     assert promote.rollback(models) == 1
     assert versions.prune(models, 1) == [2]
     assert sorted(path.name for path in (models / "googlenet").iterdir()) == ["1", "4", "5"]
+
+
+def test_prune_keeps_the_way_back_past_a_version_that_is_gone(models):
+    promote.promote(models, 3, "stable")
+    shutil.rmtree(models / "googlenet" / "2")
+    assert versions.prune(models, 1) == []
+    assert promote.rollback(models) == 1
+
+
+def test_prune_keeps_the_way_back_that_a_hand_written_models_config_does_not_load(models):
+    config = models / "models.config"
+    config.write_text(config.read_text().replace("versions: 1\n", ""))
+    assert "versions: 1\n" not in config.read_text()
+    assert versions.prune(models, 1) == [3]
+    assert promote.rollback(models) == 1
 
 
 @pytest.mark.parametrize("keep", [0, -1])
