@@ -210,6 +210,15 @@ def test_exporting_again_replaces_the_export(run, exported):
     assert not [path for path in run.path.iterdir() if path.name.startswith(".")]
 
 
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+def test_a_loss_of_all_that_is_allowed_is_allowed(precision):
+    allowed, images = export.ALLOWED_DROP[precision], 10_000
+    drop = round(allowed * images)
+    for right in range(drop, images):
+        assert export._lost(right / images, (right - drop) / images) <= allowed
+        assert export._lost((right + 1) / images, (right - drop) / images) > allowed
+
+
 def test_a_precision_is_judged_by_the_images_that_are_named(copied, data):
     """And what `evaluate` found on others stays as it is."""
 
