@@ -23,7 +23,7 @@ _UNITS = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
 
 
 def table(repository: Path | str) -> str:
-    """A line per version: labels, accuracy on the test split, precision, verdict, age.
+    """A line per version: labels, the export's accuracy, precision, verdict, age.
 
     Raises:
         PipelineError: nothing is published.
@@ -72,17 +72,31 @@ def prune(repository: Path | str, keep: int) -> list[int]:
 def _row(store: Repository, served: Served, version: int) -> tuple[str, ...]:
     manifest = _json(store, version, MANIFEST)
     publication = _json(store, version, PUBLICATION)
-    metrics = manifest.get("metrics")
-    accuracy = metrics.get("accuracy") if isinstance(metrics, dict) else None
+    verdict = _dict(publication.get("verdict"))
+    if verdict.get("manifest_sha256") != store.sha256(f"{MODEL_NAME}/{version}/{MANIFEST}"):
+        verdict = {}  # by force, beside another export's
+    accuracy = _accuracy(manifest, verdict)
     forced = publication.get("forced")
     return (
         str(version),
         ", ".join(served.of(version)),
-        f"{accuracy:.4f}" if isinstance(accuracy, float | int) else "",
+        "" if accuracy is None else f"{accuracy:.4f}",
         str(manifest.get("precision", "")),
         "forced" if forced is True else "blessed" if forced is False else "",
         _age(publication.get("published") or manifest.get("exported")),
     )
+
+
+def _accuracy(manifest: dict, verdict: dict) -> float | None:
+    """Of the export by the gate, else when it was made, else of the network it was made of."""
+    checks = verdict.get("checks")
+    gate = [_dict(check) for check in checks] if isinstance(checks, list) else []
+    found = [
+        *(check.get("measured") for check in gate if check.get("check") == "accuracy"),
+        _dict(manifest.get("precision_check")).get("accuracy"),
+        _dict(manifest.get("metrics")).get("accuracy"),
+    ]
+    return next((value for value in found if isinstance(value, float | int)), None)
 
 
 def _json(store: Repository, version: int, name: str) -> dict:
@@ -91,6 +105,11 @@ def _json(store: Repository, version: int, name: str) -> dict:
         value = json.loads(store.read(f"{MODEL_NAME}/{version}/{name}") or "{}")
     except ValueError:
         return {}
+    return _dict(value)
+
+
+def _dict(value: object) -> dict:
+    """Empty where a record has something else there."""
     return value if isinstance(value, dict) else {}
 
 

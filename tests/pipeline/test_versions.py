@@ -33,11 +33,32 @@ def test_the_table_says_what_is_known(models):
     assert re.fullmatch(r"\d+ s", rows[2][2])
 
 
-@pytest.mark.parametrize("metrics", [[1], {"accuracy": "0.91"}, 5])
-def test_a_record_of_something_else_hides_no_other(models, metrics):
+def test_the_accuracy_is_the_exports_by_the_latest_that_measured_it(tmp_path):
+    models, measured = tmp_path / "models", {"check": "accuracy", "measured": 0.9}
+    run = exports.make_run(tmp_path / "run")
+    publish.publish(run, models, force=True)
+    run = exports.make_run(tmp_path / "int8", precision_check={"accuracy": 0.91})
+    publish.publish(run, models, force=True)
+    exports.validate(run, checks=[{"check": "files", "measured": 5}, measured])
+    publish.publish(run, models)
+    exports.validate(run, checks=[measured | {"measured": None}])
+    publish.publish(run, models)
+    exports.validate(run, checks=[measured], manifest_sha256="0" * 64)
+    publish.publish(run, models, force=True)
+    rows = versions.table(models).splitlines()[1:]
+    assert [row.split()[1] for row in rows] == ["0.9100", "0.9100", "0.9000", "0.9100", "0.9130"]
+
+
+@pytest.mark.parametrize("record", [[1], {"accuracy": "0.91", "checks": [1]}, 5, {"checks": 5}])
+def test_a_record_of_something_else_hides_no_other(models, record):
     folder = models / "googlenet" / "5" / "assets.extra"
-    files.write_json(folder / "manifest.json", {"metrics": metrics, "precision": [1]})
-    files.write_json(folder / "publication.json", {"published": 5, "forced": []})
+    manifest = {"metrics": record, "precision_check": record, "precision": [1]}
+    files.write_json(folder / "manifest.json", manifest)
+    verdict = record
+    if isinstance(record, dict):
+        verdict = record | {"manifest_sha256": files.sha256(folder / "manifest.json")}
+    publication = {"published": 5, "forced": [], "verdict": verdict}
+    files.write_json(folder / "publication.json", publication)
     assert "canary" in versions.table(models)
 
 
