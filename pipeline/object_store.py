@@ -53,9 +53,15 @@ def _translating(method: Method) -> Method:
 
 
 class ObjectStore:
-    """A repository at an address that tf.io.gfile reads: see `pipeline.repository.Repository`."""
+    """A repository at an address that tf.io.gfile reads: see `pipeline.repository.Repository`.
+
+    Raises:
+        PipelineError: the address is a scheme alone, which TensorFlow takes for a local folder.
+    """
 
     def __init__(self, place: str, stale_seconds: float = STALE_SECONDS) -> None:
+        if not place.partition("://")[2].strip("/"):
+            raise PipelineError(f"repository {place}: name a bucket, such as gs://bucket/models")
         self.place = place.rstrip("/")
         self.base_path = f"{self.place}/{MODEL_NAME}"
         self._stale_seconds = stale_seconds

@@ -90,7 +90,11 @@ class Repository(Protocol):
 
 
 def open_repository(place: Path | str) -> Repository:
-    """The repository at a path, or at an address of any file system that TensorFlow reads."""
+    """The repository at a path, or at an address of any file system that TensorFlow reads.
+
+    Raises:
+        PipelineError: the address is not one of a folder.
+    """
     if folder := local_folder(place):
         return LocalRepository(folder)
     from pipeline.object_store import ObjectStore  # TensorFlow's import takes seconds

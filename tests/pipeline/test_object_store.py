@@ -109,6 +109,14 @@ def test_a_copy_that_is_not_the_export_is_refused(run, place):
     assert tf.io.gfile.listdir(f"{place}/googlenet") == []
 
 
+@pytest.mark.parametrize("place", ["gs://", "ram://", "gs:///"])
+def test_an_address_without_a_bucket_is_refused(run, tmp_path, monkeypatch, place):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(PipelineError, match=f"repository {place}: name a bucket"):
+        publish.publish(run, place, force=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
 def test_a_file_system_that_tensorflow_does_not_have_is_named(run):
     with pytest.raises(PipelineError, match=r"s3://bucket/models: .*'s3' not implemented"):
         publish.publish(run, "s3://bucket/models", force=True)
