@@ -242,8 +242,11 @@ def nothing_published(place: str) -> PipelineError:
 
 
 def numbers(names: Iterable[str]) -> list[int]:
-    """The numbers among the names of files, ascending."""
-    found = (int(name) for name in names if name.isascii() and name.isdigit())
+    """The numbers among the names of files, ascending, each once.
+
+    Of 007 and 7 servers load 7, the last in the alphabet, and only that is a version here.
+    """
+    found = {int(name) for name in names if name.isascii() and name.isdigit()}
     return sorted(number for number in found if number < 2**63)  # servers count with 64 bits
 
 

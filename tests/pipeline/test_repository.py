@@ -1,5 +1,6 @@
 """The model repository under several processes at once, and under processes that are killed."""
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -8,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import publish, repository
+import serving.repository
+from pipeline import publish, repository, versions
 from pipeline.errors import PipelineError
 from pipeline.repository import LocalRepository
 from tests.conftest import ROOT
@@ -138,3 +140,18 @@ def test_places(tmp_path):
 
 def test_numbers_are_those_of_a_server():
     assert repository.numbers(["2", "1", "x", "-1", "٣", str(2**63), "0"]) == [0, 1, 2]
+    assert repository.numbers(["007", "7", "07", "1"]) == [1, 7]
+
+
+def test_of_two_directories_of_a_number_the_servers_one_is_the_version(run, tmp_path):
+    base = tmp_path / "googlenet"
+    for number in (1, 2, 3):
+        assert publish.publish(run, tmp_path, force=True) == number
+    for name in ("001", "03"):
+        shutil.copytree(base / name.lstrip("0"), base / name)
+    store = LocalRepository(tmp_path)
+    assert store.versions() == [1, 2, 3]
+    assert serving.repository._versions_in(base) == {n: base / str(n) for n in (1, 2, 3)}
+    assert versions.prune(tmp_path, 1) == [1, 2]
+    assert contents(base) == {"001", "03", "3"}
+    assert store.versions() == [3]
