@@ -75,6 +75,8 @@ def _times(words: bytes, data: tf.Tensor, most: int) -> tf.Tensor:
 def first_frame(gif: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """A GIF without all that follows its first frame; decoders read the rest, and throw it away.
 
+    The frame is put into the upper left corner of its screen.
+
     Blocks and their parts say how long they are, and are thus chains through the file. They are
     followed from every byte at once, in as many steps as a file's size has bits: one after the
     other, a file made of tiny blocks would take minutes. GIF89a specification, sections 15 to 26.
@@ -108,7 +110,10 @@ def first_frame(gif: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     frame = data[begin : begin + 10]
     area = (frame[5] + 256 * frame[6], frame[7] + 256 * frame[8])
     end = ends[within(begin + 10 + palette(frame[9]) + 1)]
-    return tf.strings.substr(gif, 0, end + 1) + b";", tf.reduce_prod(tf.cast(area, tf.int64))
+    # TensorFlow would move it within its own size by its place on the screen, and cut off the rest.
+    head = tf.strings.substr(gif, 0, begin + 1)
+    tail = tf.strings.substr(gif, begin + 5, end - begin - 4)
+    return head + bytes(4) + tail + b";", tf.reduce_prod(tf.cast(area, tf.int64))
 
 
 def _followed(chain: tf.Tensor) -> tf.Tensor:

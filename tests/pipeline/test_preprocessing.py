@@ -1,5 +1,6 @@
 import io
 import pickle
+import struct
 import subprocess
 import sys
 import time
@@ -267,6 +268,15 @@ def test_of_an_animation_the_first_frame_is_taken(picture):
         first = frames[0] if form == "GIF" else frames[0].convert("RGB")
         data = saved(first, form, save_all=True, append_images=frames[1:])
         np.testing.assert_array_equal(decoded(data), frames[0].convert("RGB"))
+
+
+def test_a_frame_smaller_than_its_screen_is_taken_alone(picture):
+    image = picture.convert("P")
+    data = bytearray(saved(image, "GIF"))
+    data[6:10] = struct.pack("<HH", 200, 100)
+    place = data.index(b"\x2c", 13 + 3 * 2 ** ((data[10] & 7) + 1)) + 1
+    data[place : place + 4] = struct.pack("<HH", 90, 30)
+    np.testing.assert_array_equal(decoded(bytes(data)), image.convert("RGB"))
 
 
 def test_exif_does_not_turn_the_picture(picture):
