@@ -279,6 +279,14 @@ def test_a_frame_smaller_than_its_screen_is_taken_alone(picture):
     np.testing.assert_array_equal(decoded(bytes(data)), image.convert("RGB"))
 
 
+def test_a_bmp_of_one_bit_or_with_bytes_after_it_is_refused(picture):
+    plain, bits = saved(picture, "BMP"), saved(picture.convert("1"), "BMP")
+    np.testing.assert_array_equal(decoded(plain), picture)
+    for data in (bits, plain + b"\0", plain + bytes(4)):
+        with pytest.raises(tf.errors.InvalidArgumentError):
+            preprocessing.decode(tf.constant(data))
+
+
 def test_exif_does_not_turn_the_picture(picture):
     exif = PIL.Image.Exif()
     exif[0x0112] = 6  # to be turned by 90 degrees
