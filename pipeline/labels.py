@@ -120,12 +120,15 @@ def stable_before(store: Repository, stable: int | None) -> list[int]:
 def _message(store: Repository) -> model_server_config_pb2.ModelServerConfig:
     try:
         text = store.read(CONFIG) or ""
-        return text_format.Parse(text, model_server_config_pb2.ModelServerConfig())
+        message = text_format.Parse(text, model_server_config_pb2.ModelServerConfig())
     except (UnicodeDecodeError, text_format.ParseError) as error:
         raise PipelineError(
             f"{store.place}/{CONFIG} is not a model server's configuration ({error}): mend or "
             "remove it"
         ) from error
+    if message.HasField("custom_model_config"):
+        raise PipelineError(f"{store.place}/{CONFIG} lists no models but a custom_model_config")
+    return message
 
 
 def _model(message: model_server_config_pb2.ModelServerConfig):

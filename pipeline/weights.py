@@ -257,9 +257,8 @@ def _checkpoint(path: Path, class_names: tuple[str, ...] | None = None) -> _Star
         names = _default_names(classes) if class_names is None else class_names
         if len(names) != classes:
             raise PipelineError(f"has {classes} classes and {len(names)} are named: name each once")
-        for name in names:
-            if not name or names.count(name) > 1:
-                raise PipelineError(f"class name {name!r} is empty or comes twice: name each once")
+        if "" in names:  # which is what an image that cannot be decoded gets
+            raise PipelineError(f"class {names.index('')} has an empty name: give it one")
         recipe = Config(
             preset="imported",
             dataset=IMAGENET if classes == IMAGENET_CLASSES else path.stem,

@@ -28,11 +28,18 @@ def test_what_is_written_is_read_and_other_models_stay(store, tmp_path):
         assert words in text
 
 
-def test_a_file_that_cannot_be_read_is_named_and_left(store, tmp_path):
-    (tmp_path / "models.config").write_text("model_config_list {")
-    with pytest.raises(PipelineError, match=r"models\.config is not a model server's"):
-        labels.read(store)
-    assert (tmp_path / "models.config").read_text() == "model_config_list {"
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("model_config_list {", "is not a model server's"),
+        ("custom_model_config {}", "lists no models but a custom_model_config"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_named_and_left(store, tmp_path, text, words):
+    (tmp_path / "models.config").write_text(text)
+    with pytest.raises(PipelineError, match=rf"models\.config {words}"):
+        labels.write(store, Served({"stable": 1}, (1,)))
+    assert (tmp_path / "models.config").read_text() == text
 
 
 @pytest.mark.parametrize(
