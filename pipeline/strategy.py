@@ -151,8 +151,13 @@ def is_chief(strategy: tf.distribute.Strategy) -> bool:
 
 def barrier(strategy: tf.distribute.Strategy) -> None:
     """Wait until every worker is here."""
-    ones = strategy.run(lambda: tf.constant(1.0))
-    strategy.reduce(tf.distribute.ReduceOp.SUM, ones, axis=None)
+
+    @tf.function  # else TensorFlow waits in threads, which complain at the end if one is gone
+    def meet():
+        ones = strategy.run(lambda: tf.constant(1.0))
+        return strategy.reduce(tf.distribute.ReduceOp.SUM, ones, axis=None)
+
+    meet()
 
 
 def _cluster() -> tuple[list[str], int]:

@@ -65,7 +65,7 @@ def test_batches_are_no_larger_than_those_that_requests_are_split_into():
     split, not_split = (
         simulate(Closed(64), LARGE, batching, 20_000)
         for batching in (
-            Batching(32, 1000, 100, 2, (1, 2, 4, 8), 8), Batching(8, 1000, 100, 2, (1, 2, 4, 8))
+            Batching(32, 1000, 100, 2, (1, 2, 4, 8, 32), 8), Batching(8, 1000, 100, 2, (1, 2, 4, 8))
         )
     )  # fmt: skip
     assert split.batch == pytest.approx(8, rel=0.01)
