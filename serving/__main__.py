@@ -161,6 +161,7 @@ def _loader(flags: argparse.Namespace, metrics):
 
     from serving import batching
     from serving.engine import Servable, Settings
+    from serving.warm_up import warm_up
 
     parameters = batching.DEFAULTS if flags.enable_batching else None
     if flags.batching_parameters_file:
@@ -183,7 +184,7 @@ def _loader(flags: argparse.Namespace, metrics):
         check = flags.enable_signature_method_name_check
         servable = Servable(name, version, path, Settings(own, session, check, metrics))
         if flags.enable_model_warmup:
-            servable.warm_up()
+            warm_up(servable, path, metrics)
         return servable
 
     return load

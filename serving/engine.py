@@ -11,10 +11,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import tensorflow as tf
 from tensorflow.core.framework import tensor_pb2, types_pb2
 from tensorflow.core.protobuf import config_pb2, meta_graph_pb2
-from tensorflow_serving.apis import prediction_log_pb2
 
 from serving import tensors
 from serving.batching import Batcher, BatchingParameters
@@ -23,7 +21,6 @@ from serving.errors import (
     ServingError,
     failed_precondition,
     invalid_argument,
-    translate,
 )
 from serving.metrics import Metrics
 from serving.session import Session
@@ -34,8 +31,6 @@ INPUTS, OUTPUTS, CLASSES, SCORES = "inputs", "outputs", "classes", "scores"
 PREDICT, CLASSIFY, REGRESS = (
     f"tensorflow/serving/{method}" for method in ("predict", "classify", "regress")
 )
-WARM_UP_FILE = "assets.extra/tf_serving_warmup_requests"
-MAX_WARM_UP_RECORDS = 1000  # servables/tensorflow/saved_model_warmup_util.cc
 
 
 class Label(NamedTuple):
@@ -117,7 +112,6 @@ class Servable:
         """
         self.name = name
         self.version = version
-        self._path = path
         self._metrics = settings.metrics or Metrics()
         self._check_method_names = settings.check_method_names
         session = Session(path, settings.session)
@@ -146,7 +140,8 @@ class Servable:
                 object arrays of bytes.
             signature: its name; empty for `serving_default`.
             output_filter: the outputs wanted; none for all.
-            deadline: by time.monotonic(); what has not begun by then is not computed.
+            deadline: by time.monotonic(); what has not begun by then is not computed, and what took
+                longer is no answer.
 
         Raises:
             ServingError: unknown signature, inputs or outputs, or wrong dtypes.
@@ -193,51 +188,6 @@ class Servable:
         with self._metrics.runtime(self.name, "Regress"):
             (values,) = self._ask([question], examples, deadline)
         return values
-
-    def warm_up(self) -> None:
-        """Replay the requests recorded with the version, so that no user has to wait.
-
-        Raises:
-            ServingError, tf.errors.OpError: a recorded request failed.
-        """
-        file = self._path / WARM_UP_FILE
-        if not file.exists():
-            return
-        records, started = 0, time.perf_counter()
-        try:
-            recorded = tf.data.TFRecordDataset(str(file))
-            untuned = tf.data.Options()
-            untuned.autotune.enabled = False  # its thread may sleep on when the last record is read
-            for record in recorded.with_options(untuned):
-                records += 1
-                self._replay(_parsed(record.numpy(), file))
-                if records > MAX_WARM_UP_RECORDS:
-                    raise invalid_argument(
-                        "Number of warmup records exceeds the maximum "
-                        f"({MAX_WARM_UP_RECORDS}) at {file}"
-                    )
-        except tf.errors.DataLossError as error:
-            words = "Please verify your warmup data is in TFRecord format."
-            raise ServingError(Code.DATA_LOSS, f"{translate(error).message}. {words}") from error
-        self._metrics.warm_up(str(self._path), "OK", time.perf_counter() - started, records)
-
-    def _replay(self, log: prediction_log_pb2.PredictionLog) -> None:
-        kind = log.WhichOneof("log_type")
-        if kind == "predict_log":
-            request = log.predict_log.request
-            signature = request.model_spec.signature_name
-            self.predict(request.inputs, signature, list(request.output_filter))
-        elif kind == "classify_log":
-            asked = log.classify_log.request
-            self.classify(tensors.examples(asked.input), asked.model_spec.signature_name)
-        elif kind == "regress_log":
-            asked = log.regress_log.request
-            self.regress(tensors.examples(asked.input), asked.model_spec.signature_name)
-        elif kind == "multi_inference_log":
-            self.multi_inference(log.multi_inference_log.request)
-        elif kind == "session_run_log":
-            number = log.DESCRIPTOR.fields_by_name[kind].number
-            raise ServingError(Code.UNIMPLEMENTED, f"Unsupported log_type for warmup: {number}")
 
     def multi_inference(self, request, deadline: float | None = None) -> list:
         """The answer of each task of a MultiInferenceRequest, all in one run: labels or numbers.
@@ -369,13 +319,6 @@ class Servable:
             question.read({name: values[x] for name, x in question.outputs.items()}, len(examples))
             for question in questions
         ]
-
-
-def _parsed(record: bytes, file: Path) -> prediction_log_pb2.PredictionLog:
-    try:
-        return prediction_log_pb2.PredictionLog.FromString(record)
-    except Exception as error:  # protobuf's DecodeError differs between its implementations
-        raise invalid_argument(f"Failed to parse warmup record: {record!r} from {file}") from error
 
 
 def _values(

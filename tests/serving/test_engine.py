@@ -10,7 +10,7 @@ import psutil
 import pytest
 import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
-from tensorflow_serving.apis import inference_pb2, prediction_log_pb2
+from tensorflow_serving.apis import inference_pb2
 
 from serving.batching import BatchingParameters
 from serving.engine import Servable, Settings
@@ -246,39 +246,6 @@ def test_signature_definitions_are_as_saved(exported):
     definitions = Servable("googlenet", 1, exported).signature_definitions()
     assert definitions["classify"].method_name == "tensorflow/serving/classify"
     assert definitions["embed"].inputs["image_bytes"].name == "embed_image_bytes:0"
-
-
-def test_warm_up_runs_the_recorded_requests(exported, tmp_path):
-    metrics = Metrics()
-    Servable("googlenet", 1, exported, Settings(metrics=metrics)).warm_up()
-    assert b':model_warmup_latency_count{model_path="' in metrics.page()
-    copy = tmp_path / "copy"
-    shutil.copytree(exported, copy)
-    servable = Servable("googlenet", 1, copy)
-    (copy / "assets.extra" / "tf_serving_warmup_requests").write_bytes(b"not a record")
-    with pytest.raises(ServingError, match="verify your warmup data is in TFRecord") as caught:
-        servable.warm_up()
-    assert caught.value.code is Code.DATA_LOSS
-    with tf.io.TFRecordWriter(str(copy / "assets.extra" / "tf_serving_warmup_requests")) as writer:
-        writer.write(b"no log")
-    with pytest.raises(ServingError, match="Failed to parse warmup record: b'no log' from /"):
-        servable.warm_up()
-    (copy / "assets.extra" / "tf_serving_warmup_requests").unlink()
-    servable.warm_up()
-
-
-def test_warm_up_has_a_limit_and_skips_what_is_no_request(add_version):
-    path = add_version(1)
-    (path / "assets.extra").mkdir()
-    nothing = prediction_log_pb2.PredictionLog().SerializeToString()
-    with tf.io.TFRecordWriter(str(path / "assets.extra" / "tf_serving_warmup_requests")) as writer:
-        for _ in range(1000):
-            writer.write(nothing)
-        writer.flush()
-        Servable("affine", 1, path).warm_up()
-        writer.write(nothing)
-    with pytest.raises(ServingError, match="exceeds the maximum"):
-        Servable("affine", 1, path).warm_up()
 
 
 def test_what_is_no_saved_model_is_refused(tmp_path, exported):
