@@ -4,10 +4,12 @@ What a step sees is a function of the seed and the step's number alone, not of w
 or of how many workers share the batch: a resumed run goes on with the very batch that an
 uninterrupted one would see, and two workers with half a batch each see what one sees.
 
-Splits that fit in memory are decoded once and addressed by number; larger ones are read as a
-stream through a shuffle buffer, and resuming skips records without decoding them.
+Splits that fit in memory are decoded once: brought to the network's size and addressed by number,
+or, where crops are to be cut out of them, as they are. Those and larger ones are read as a stream
+through a shuffle buffer, and resuming skips records without opening them.
 """
 
+import dataclasses
 import functools
 import sys
 from dataclasses import dataclass
@@ -22,6 +24,7 @@ from pipeline.dataset import Split
 from pipeline.preprocessing import Window
 
 MEMORY_BYTES = 2 << 30  # of decoded pictures
+SAMPLED = 100  # pictures that tell how large all of them are
 SHUFFLED_RECORDS = 20_000  # about 2 GB of ImageNet's
 
 
@@ -116,22 +119,38 @@ def _shuffled(positions: tf.Tensor, epoch_size: int, size: int, seed: int) -> tf
 
 def feed(split: Split, recipe: Config) -> Feed:
     """Open a split for training; one that fits is read into memory, a few seconds for 60,000."""
-    picture_bytes = recipe.image_size**2 * 3
-    # A crop must be cut out of the whole picture, before it is resized.
-    fits = recipe.crop == 1 and split.size * picture_bytes <= MEMORY_BYTES
+    if recipe.crop < 1:  # crops are cut out of the whole picture, before it is resized
+        return Feed(_kept(split), recipe, None)
+    fits = split.size * recipe.image_size**2 * 3 <= MEMORY_BYTES
     return Feed(split, recipe, _read(split, recipe.image_size) if fits else None)
+
+
+def _reading(size: int) -> tqdm:
+    return tqdm(desc="reading", total=size, unit=" images", disable=None, file=sys.stderr)
 
 
 def _read(split: Split, image_size: int) -> tuple[tf.Tensor, tf.Tensor]:
     pixels = np.empty((split.size, image_size, image_size, 3), np.uint8)
     labels = np.empty(split.size, np.int64)
     done = 0
-    with tqdm(
-        desc="reading", total=split.size, unit=" images", disable=None, file=sys.stderr
-    ) as bar:
+    with _reading(split.size) as bar:
         for batch, batch_labels in dataset.batches(split, image_size):
             rows = slice(done, done := done + len(batch))
             pixels[rows], labels[rows] = batch, batch_labels
             bar.update(len(batch))
     with tf.device("/cpu:0"):
         return tf.constant(pixels), tf.constant(labels)
+
+
+def _kept(split: Split) -> Split:
+    """The same pictures, decoded and in memory; the split as it is, if they do not fit there."""
+    kept, total = split.images().cache(), 0
+    with _reading(split.size) as bar:
+        for number, (image, _) in enumerate(dataset.untuned(kept.prefetch(tf.data.AUTOTUNE)), 1):
+            total += int(tf.size(image))
+            expected = total * split.size / number if number >= SAMPLED else total
+            if expected > MEMORY_BYTES:
+                bar.leave = False
+                return split
+            bar.update()
+    return dataclasses.replace(split, records=kept, open=preprocessing.cut)

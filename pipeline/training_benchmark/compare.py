@@ -28,7 +28,15 @@ from pipeline import config, files
 from pipeline.config import Config
 from pipeline.errors import PipelineError
 from pipeline.training_benchmark import report, start_up
-from pipeline.training_benchmark.report import OURS, PEER, REAL, SYNTHETIC, Result, Row
+from pipeline.training_benchmark.report import (
+    FILES,
+    OURS,
+    PEER,
+    REAL,
+    SYNTHETIC,
+    Result,
+    Row,
+)
 from pipeline.training_benchmark.worker import Worker, WorkerError
 
 T = TypeVar("T")
@@ -58,7 +66,8 @@ class Shape:
 SHAPES = (
     Shape(
         "224×224, batches of 32, 1000 classes, with auxiliary heads, torchvision's layers",
-        # Crops as for ImageNet: every picture is decoded, cut and resized each time.
+        # Crops as for ImageNet: every picture is cut and resized each time, and where it comes
+        # from its file, as ImageNet's do, decoded.
         config.from_preset("imagenet", variant="torchvision", learning_rate=1e-3, averaging=0.0),
         classes=1000,
         photos=300,
@@ -177,7 +186,7 @@ def configurations(
                 "mirror": mirror,
                 "photos": shape.photos,
             },
-            (SYNTHETIC, REAL),
+            (SYNTHETIC, REAL, FILES) if shape.photos else (SYNTHETIC, REAL),
         )
         for precision in PRECISIONS
     ]

@@ -2,8 +2,9 @@
 
     python -m pipeline.training_benchmark.tensorflow_worker '{"recipe": {…}, "classes": 10, …}'
 
-trains through `learner.Learner` and strategy `one`, on batches that lie in memory (`synthetic`)
-and on the recipe's data set through `feed.Feed` (`real`).
+trains through `learner.Learner` and strategy `one`, on batches that lie in memory (`synthetic`),
+on the recipe's data set through `feed.feed` (`real`), and on photos as if they did not fit in
+memory (`real, from files`).
 """
 
 import itertools
@@ -24,6 +25,7 @@ from pipeline import dataset, feed, strategy
 from pipeline.config import Config
 from pipeline.learner import Batch, Learner
 from pipeline.training_benchmark import worker
+from pipeline.training_benchmark.report import FILES, REAL, SYNTHETIC
 from pipeline.training_benchmark.worker import Data, Step
 
 BATCHES = 4  # of synthetic data, in turn
@@ -49,7 +51,9 @@ def start(settings: dict[str, Any]) -> Data:
     if settings["photos"]:
         write_photos(Path(recipe.dataset), settings["photos"])
     data = dataset.load(recipe.dataset, Path(settings["data_dir"]), settings["mirror"])
-    source = feed.feed(data.train, recipe)
+    sources = {REAL: feed.feed(data.train, recipe)}
+    if settings["photos"]:
+        sources[FILES] = feed.Feed(data.train, recipe, memory=None)
     synthetic = _batches(recipe, classes)
 
     def steps(batches: Iterator[Batch]) -> Step:
@@ -59,11 +63,11 @@ def start(settings: dict[str, Any]) -> Data:
 
         return step
 
-    return {
-        "synthetic": lambda: steps(itertools.cycle(synthetic)),
-        "real": lambda: steps(
-            strategy.distribute(chosen, partial(source.batches, 0, recipe.image_size))
-        ),
+    def real(source: feed.Feed) -> Step:
+        return steps(strategy.distribute(chosen, partial(source.batches, 0, recipe.image_size)))
+
+    return {SYNTHETIC: lambda: steps(itertools.cycle(synthetic))} | {
+        name: partial(real, source) for name, source in sources.items()
     }
 
 

@@ -7,7 +7,18 @@ import tensorflow as tf
 from pipeline import config, dataset, feed, preprocessing
 
 PLAIN = {"batch_size": 8, "shift": 0.0}
-FORMS = {"memory": {"shift": 0.1, "erase": 0.5}, "stream": {"shift": 0.1, "crop": 0.3}}
+FORMS = {
+    "memory": {"shift": 0.1, "erase": 0.5},
+    "kept": {"shift": 0.1, "crop": 0.3},  # in memory too, as crops are cut out of them
+    "stream": {"shift": 0.1, "crop": 0.3},
+}
+
+
+@pytest.fixture(autouse=True)
+def memory(request, monkeypatch):
+    """None for what is to come from files."""
+    if "form" in request.fixturenames and request.getfixturevalue("form") == "stream":
+        monkeypatch.setattr(feed, "MEMORY_BYTES", 1000)
 
 
 def make(data, batch_size=8, **fields) -> feed.Feed:
@@ -98,6 +109,54 @@ def test_a_set_too_large_for_memory_is_streamed(data, monkeypatch):
     assert make(data).memory is not None
     monkeypatch.setattr(feed, "MEMORY_BYTES", 1000)
     assert make(data).memory is None
+
+
+def test_crops_of_pictures_in_memory_are_those_of_their_files(data, monkeypatch):
+    kept = make(data, crop=0.3)
+    assert kept.split is not data.train
+    monkeypatch.setattr(feed, "MEMORY_BYTES", 1000)
+    streamed = make(data, crop=0.3)
+    assert streamed.split is data.train
+    for (pixels, labels), (expected, expected_labels) in zip(
+        take(kept, 5, step=3), take(streamed, 5, step=3), strict=True
+    ):
+        assert (pixels != expected).mean() < 0.03  # colours at the edges, see preprocessing.decode
+        np.testing.assert_array_equal(labels, expected_labels)
+
+
+def split_of(pictures: list[np.ndarray]) -> tuple[dataset.Split, list[int]]:
+    """Pictures by number, and the numbers of those that were read."""
+    read = []
+
+    def numbered():
+        for number, picture in enumerate(pictures):
+            read.append(number)
+            yield picture, number
+
+    picture = tf.TensorSpec((None, None, pictures[0].shape[-1]), tf.uint8)
+    signature = (picture, tf.TensorSpec((), tf.int64))
+    records = tf.data.Dataset.from_generator(numbered, output_signature=signature)
+    return dataset.Split(records, preprocessing.cut, len(pictures)), read
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_pictures_of_many_sizes_are_read_once_and_kept_as_they_are(channels):
+    random = np.random.default_rng(1)
+    pictures = [random.integers(0, 256, (20 + i, 33 - i, channels), np.uint8) for i in range(12)]
+    split, read = split_of(pictures)
+    source = feed.feed(split, config.from_preset("demo", **PLAIN, crop=0.5))
+    for image, label in source.split.images():
+        np.testing.assert_array_equal(image, pictures[label])
+    take(source, 5)
+    assert read == list(range(12))
+
+
+def test_a_large_set_is_known_by_its_first_pictures(monkeypatch):
+    split, read = split_of([np.zeros((16, 16, 3), np.uint8)] * 10_000)
+    monkeypatch.setattr(feed, "MEMORY_BYTES", 1_000_000)
+    recipe = config.from_preset("demo", **PLAIN, crop=0.5)
+    assert feed.feed(split, recipe).split is split
+    assert feed.SAMPLED <= len(read) < 2 * feed.SAMPLED
 
 
 def test_labels_stay_with_their_pictures(data):

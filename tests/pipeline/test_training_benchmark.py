@@ -17,7 +17,7 @@ from pipeline.training_benchmark.compare import (
     configurations,
     measure,
 )
-from pipeline.training_benchmark.report import OURS, PEER, REAL, SYNTHETIC, Result, Row
+from pipeline.training_benchmark.report import FILES, OURS, PEER, REAL, SYNTHETIC, Result, Row
 from pipeline.training_benchmark.worker import Worker, WorkerError
 
 TINY = Shape(
@@ -48,7 +48,7 @@ def test_workers_take_turns_and_one_that_fails_is_left_out(chosen):
     assert list(result.rates) == [
         Row(f"TensorFlow {precision}", OURS, data)
         for precision in ("fp32", "bf16")
-        for data in (SYNTHETIC, REAL)
+        for data in (SYNTHETIC, REAL, FILES)
     ]
     assert all(len(rates) == 1 and rates[0] > 0 for rates in result.rates.values())
     assert list(result.failures) == ["broken"]
