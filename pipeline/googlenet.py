@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 from tf_keras import layers
@@ -114,13 +115,22 @@ class AdaptiveAveragePooling(layers.Layer):
     """
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
-        # A rectangle's mean is the mean of its rows' means.
-        x = tf.stack([tf.reduce_mean(inputs[:, w], 1) for w in self._windows(inputs.shape[1])], 1)
-        return tf.stack([tf.reduce_mean(x[:, :, w], 2) for w in self._windows(x.shape[2])], 2)
+        # Means of rows, then of columns, as products: the gradient of slices is a picture for each.
+        _, height, width, channels = inputs.shape
+        rows = tf.reshape(inputs, (-1, height, width * channels))
+        rows = tf.matmul(self._windows(height, inputs.dtype), rows)
+        columns = tf.reshape(rows, (-1, width, channels))
+        columns = tf.matmul(self._windows(width, inputs.dtype), columns)
+        return tf.reshape(columns, (-1, 4, 4, channels))
 
     @staticmethod
-    def _windows(side: int) -> list[slice]:
-        return [slice(i * side // 4, math.ceil((i + 1) * side / 4)) for i in range(4)]
+    def _windows(side: int, dtype: tf.DType) -> tf.Tensor:
+        """The share that each pixel of a side has in each window: [4,side]."""
+        shares = np.zeros((4, side))
+        for i, row in enumerate(shares):
+            window = slice(i * side // 4, math.ceil((i + 1) * side / 4))
+            row[window] = 1 / (window.stop - window.start)
+        return tf.constant(shares, dtype)
 
 
 class Dropout(layers.Layer):

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 
+import tensorflow as tf
 import tf_keras as keras
 
 from pipeline.config import Config
@@ -42,11 +43,26 @@ SCHEDULES: dict[str, Schedule] = {
 }
 
 
+class _FusedSGD(keras.optimizers.SGD):
+    """tf-keras's SGD with momentum, to the same values in one operation in place of six."""
+
+    def update_step(self, gradient: tf.Tensor, variable: tf.Variable) -> None:
+        momentum = self.momentums[self._index_dict[self._var_key(variable)]]
+        tf.raw_ops.ResourceApplyKerasMomentum(
+            var=variable.handle,
+            accum=momentum.handle,
+            lr=tf.cast(self.learning_rate, variable.dtype),
+            grad=gradient,
+            momentum=tf.cast(self.momentum, variable.dtype),
+            use_nesterov=self.nesterov,
+        )
+
+
 def build(recipe: Config, steps_per_epoch: int) -> keras.optimizers.Optimizer:
     """The optimizer of a recipe; with `averaging` it keeps an average of the weights as well."""
     steps = steps_per_epoch * recipe.epochs
     averaged_steps = recipe.averaging * steps
-    optimizer = keras.optimizers.SGD(
+    optimizer = _FusedSGD(
         SCHEDULES[recipe.schedule](recipe, steps, steps_per_epoch),
         MOMENTUM,
         nesterov=True,

@@ -1,5 +1,7 @@
+import numpy as np
 import pytest
 import tensorflow as tf
+import tf_keras as keras
 
 from pipeline import config, optimizer
 
@@ -27,6 +29,22 @@ def test_the_staircase_loses_four_percent_every_eight_epochs():
     assert rates[:16] == pytest.approx([0.01] * 16)
     assert rates[16:32] == pytest.approx([0.0096] * 16)
     assert rates[32:] == pytest.approx([0.01 * 0.96**2] * 8)
+
+
+def test_steps_are_those_of_tf_keras():
+    random = np.random.default_rng(1)
+    recipe = config.from_preset("demo", learning_rate=0.5, weight_decay=0.01)
+    ours = optimizer.build(recipe, 20)
+    theirs = keras.optimizers.SGD(
+        ours._learning_rate, optimizer.MOMENTUM, nesterov=True, weight_decay=0.01
+    )
+    start = random.normal(size=(3, 4)).astype(np.float32)
+    moved, expected = (tf.Variable(start, name="kernel") for _ in range(2))
+    for _ in range(20):
+        gradient = tf.constant(random.normal(size=(3, 4)), tf.float32)
+        ours.apply_gradients([(gradient, moved)])
+        theirs.apply_gradients([(gradient, expected)])
+    np.testing.assert_allclose(moved, expected, rtol=1e-5)
 
 
 def test_weight_decay_spares_biases_and_batch_norm():
