@@ -143,7 +143,11 @@ def _read(split: Split, image_size: int) -> tuple[tf.Tensor, tf.Tensor]:
 
 
 def _kept(split: Split) -> Split:
-    """The same pictures, decoded and in memory; the split as it is, if they do not fit there."""
+    """The same pictures, decoded and in memory; the split as it is, if they do not fit there.
+
+    Large JPEGs are decoded at a reduced size, as evaluation does (see `preprocessing.decode`), of
+    which 12 million pixels take 2 MB in place of 36; crops from files are cut out at full size.
+    """
     kept, total = split.images().cache(), 0
     with _reading(split.size) as bar:
         for number, (image, _) in enumerate(dataset.untuned(kept.prefetch(tf.data.AUTOTUNE)), 1):
